@@ -1,0 +1,3 @@
+"""Distributed fine-tuning on Ray: one base model, many adapters."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Configuration trees: strict, frozen, loaded by one loader."""

@@ -1,0 +1,1 @@
+"""Sources to token shards to deterministic batches."""

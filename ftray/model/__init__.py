@@ -1,0 +1,1 @@
+"""Base models, the stacked-adapter layer, and adapters in and out."""
