@@ -1,5 +1,8 @@
 """Errors that a user can act on: what went wrong and where, and what to do next."""
 
+from collections.abc import Collection
+from difflib import get_close_matches
+
 
 class FtrayError(Exception):
     """A failure with a message for the user and a hint for the next step.
@@ -60,3 +63,9 @@ class StorageError(FtrayError):
     """The storage root cannot be read or written."""
 
     exit_code = 8
+
+
+def did_you_mean(word: object, known: Collection[str]) -> str:
+    """Return the hint "did you mean 'x'?" for a near miss, else the choices."""
+    close = get_close_matches(str(word), known, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(known)}"

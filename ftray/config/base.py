@@ -1,14 +1,20 @@
 """Load a config tree from YAML, apply dotted overrides, and explain every mistake at once."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 
+from ftray.config.mistakes import explained, lines
 from ftray.errors import ConfigError
 
 
@@ -19,11 +25,11 @@ class Config(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _suggest_known_keys(cls, section: Any, validate: Any) -> Any:
+    def _explain_mistakes(cls, section: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            return validate(section)
+            return validate({} if section is None else section)  # `eval:` alone means its defaults
         except ValidationError as error:
-            problems = [_explained(problem, cls) for problem in error.errors()]
+            problems = [explained(problem, list(cls.model_fields)) for problem in error.errors()]
             raise ValidationError.from_exception_data(cls.__name__, problems) from None
 
 
@@ -31,18 +37,22 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 Tree = dict[str, Any]
 
 
-def read_tree(path: Path) -> Tree:
-    """Read a YAML file that holds sections; duplicate keys are refused."""
+def read_tree(path: Path, hint: str = "") -> Tree:
+    """Read a YAML file that holds sections; a key given twice is refused."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys) or {}  # a SafeLoader
+        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", "ftray init lora > run.yaml") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text") from None
+        raise ConfigError(f"{path}: {error.strerror}", hint) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{path} line {line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected sections, found a {type(tree).__name__}")
+        found = "an empty file" if tree is None else f"a {type(tree).__name__}"
+        raise ConfigError(f"{path}: expected sections, found {found}", hint)
     return tree
 
 
@@ -52,17 +62,19 @@ def parse_overrides(texts: Sequence[str]) -> Tree:
 
 
 def apply(tree: Tree, changes: Mapping[str, Any]) -> Tree:
-    """Return `tree` with dotted keys set to new values."""
-    tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    """Return a copy of `tree` with dotted keys set to new values."""
+    changed = deepcopy(tree)
     for dotted, value in changes.items():
         *sections, leaf = dotted.split(".")
-        node = tree
+        node = changed
         for name in sections:
-            node = node.setdefault(name, {})
+            if node.get(name) is None:
+                node[name] = {}
+            node = node[name]
             if not isinstance(node, dict):
                 raise ConfigError(f"override '{dotted}': '{name}' is a value, not a section")
         node[leaf] = value
-    return tree
+    return changed
 
 
 def validated(root: type[ConfigT], tree: Tree, source: str) -> ConfigT:
@@ -70,57 +82,41 @@ def validated(root: type[ConfigT], tree: Tree, source: str) -> ConfigT:
     try:
         return root.model_validate(tree)
     except ValidationError as error:
-        problems = [f"{_dotted(p['loc'], tree)}: {p['msg']}" for p in error.errors()]
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise ConfigError("\n  ".join([f"{source}: {count}", *problems])) from None
+        problems = lines(error, tree)
+    if len(problems) == 1:
+        raise ConfigError(f"{source}: {problems[0]}")
+    raise ConfigError("\n  ".join([f"{source}: {len(problems)} problems", *problems]))
 
 
 def override(config: ConfigT, changes: Mapping[str, Any]) -> ConfigT:
     """Return `config` with dotted keys changed and validated again: one Tune trial."""
-    tree = config.model_dump(exclude_unset=True)
-    return validated(type(config), apply(tree, changes), source="override")
+    return validated(type(config), apply(config.model_dump(), changes), source="override")
+
+
+def to_yaml(config: Config) -> str:
+    """Return the whole tree with its defaults as YAML, in the order of the schema."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 class _UniqueKeys(yaml.SafeLoader):
     """A safe loader for which a key given twice is a mistake, not a silent replacement."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]  # untyped in types-PyYAML
-        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
+        keys = [str(key.value) for key, _ in node.value]
+        repeated = sorted({key for key in keys if keys.count(key) > 1})
         if repeated:
-            message = f"key given twice: {', '.join(repeated)}"
-            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+            problem = f"key given twice: {', '.join(repeated)}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise ConfigError(f"override '{text}' must look like section.key=value")
+    if not (equals and all(key.split("."))):
+        raise ConfigError(
+            f"'{text}' is not an override", "section.key=value, as in train.learning_rate=1e-4"
+        )
     try:
-        return key, yaml.safe_load(value)
+        return key, yaml.load(value, _UniqueKeys)
     except yaml.YAMLError:
         raise ConfigError(f"override '{text}': the value is not valid YAML") from None
-
-
-def _dotted(loc: tuple[int | str, ...], tree: Any) -> str:
-    """Join the location's keys, leaving out the tags that a discriminated union adds."""
-    parts = []
-    for name in loc:
-        is_tag = isinstance(tree, dict) and name not in tree and name in tree.values()
-        if is_tag:
-            continue
-        parts.append(str(name))
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return ".".join(parts) or "file"
-
-
-def _explained(problem: ErrorDetails, section: type[Config]) -> InitErrorDetails:
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
-        known = list(section.model_fields)
-        close = get_close_matches(str(problem["loc"][0]), known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(known)}"
-        message = f"unknown key; {hint}"
-    explained = PydanticCustomError("config", "{message}", {"message": message})
-    return InitErrorDetails(type=explained, loc=problem["loc"], input=problem["input"])

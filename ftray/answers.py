@@ -1,0 +1,110 @@
+"""What each verb answers: the command's result as data, and as people read it."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+
+from rich.console import RenderableType
+
+from ftray import commands, screen
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found: as data for --json, and as people read it."""
+
+    data: object
+    shown: RenderableType
+
+
+def init(given: Namespace) -> Answer:
+    """The text of a preset."""
+    text = commands.init(given.preset)
+    return Answer(text, text)
+
+
+def check(given: Namespace) -> Answer:
+    """The plan of a run."""
+    plan = commands.check(given.run, given.overrides, cluster=given.cluster)
+    return Answer(plan, screen.plan(plan))
+
+
+def train(given: Namespace) -> Answer:
+    """A finished run and its adapter."""
+    result = commands.train(
+        given.run, given.overrides, cluster=given.cluster, overwrite=given.overwrite
+    )
+    return Answer(result, screen.run_result(result))
+
+
+def quickstart(given: Namespace) -> Answer:
+    """The measures before and after."""
+    result = commands.quickstart(storage=given.storage)
+    return Answer(result, screen.quickstart(result))
+
+
+def preview(given: Namespace) -> Answer:
+    """Rows of the training data."""
+    rows = commands.preview(given.run, given.overrides, count=given.rows)
+    return Answer(rows, screen.preview(rows))
+
+
+def list_runs(given: Namespace) -> Answer:
+    """Every run, one a line."""
+    runs = commands.list_runs(storage=given.storage)
+    return Answer(runs, screen.runs(runs))
+
+
+def show_run(given: Namespace) -> Answer:
+    """One run in full."""
+    run = commands.show_run(given.name, storage=given.storage)
+    return Answer(run, screen.run(run))
+
+
+def delete_run(given: Namespace) -> Answer:
+    """Which run is gone."""
+    done = commands.delete_run(given.name, force=given.force, storage=given.storage)
+    return Answer(done, done.what)
+
+
+def list_adapters(given: Namespace) -> Answer:
+    """Every version, one a line."""
+    adapters = commands.list_adapters(storage=given.storage)
+    return Answer(adapters, screen.adapters(adapters))
+
+
+def show_adapter(given: Namespace) -> Answer:
+    """One record."""
+    record = commands.show_adapter(given.ref, storage=given.storage)
+    return Answer(record, screen.adapter(record))
+
+
+def promote(given: Namespace) -> Answer:
+    """Where the alias points now."""
+    record = commands.promote(given.ref, given.alias, expect=given.expect, storage=given.storage)
+    return Answer(record, f"{record.name}@{given.alias} is now {record.ref}")
+
+
+def delete_adapter(given: Namespace) -> Answer:
+    """Which version is gone."""
+    done = commands.delete_adapter(given.ref, force=given.force, storage=given.storage)
+    return Answer(done, done.what)
+
+
+def import_adapter(given: Namespace) -> Answer:
+    """The version that it became."""
+    record = commands.import_adapter(
+        given.name, given.folder, base=given.base, storage=given.storage
+    )
+    return Answer(record, f"published {record.ref}")
+
+
+def merge(given: Namespace) -> Answer:
+    """Where the merged model is."""
+    done = commands.merge(given.ref, given.out, dtype=given.dtype, storage=given.storage)
+    return Answer(done, done.what)
+
+
+def evaluate(given: Namespace) -> Answer:
+    """Measures of one version on data."""
+    result = commands.evaluate(given.ref, given.data, given.overrides, storage=given.storage)
+    return Answer(result, screen.evaluation(result))

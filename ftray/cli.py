@@ -1,0 +1,112 @@
+"""The command line: parse, call a verb, print its answer; errors become exit codes."""
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, is_dataclass
+from typing import NoReturn
+
+from rich.console import Console
+
+from ftray import __version__
+from ftray.answers import Answer
+from ftray.errors import ConfigError, FtrayError, did_you_mean
+from ftray.verbs import add_verbs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a bug ends in a traceback and code 1."""
+    try:
+        given = _parsed(sys.argv[1:] if arguments is None else list(arguments))
+        _log_to_stderr(verbose=given.verbose)
+        with redirect_stdout(sys.stderr):  # libraries talk too; stdout is for the answer
+            answer: Answer = given.verb(given)
+        _print(answer, as_json=given.json)
+    except FtrayError as error:
+        hint = f"\nhint: {error.hint}" if error.hint else ""
+        print(f"error: {error.message}{hint}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="ftray",
+        description="Fine-tune language models on a Ray cluster.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"ftray {__version__}")
+    parser.set_defaults(overrides=[], json=False, verbose=False)
+    add_verbs(parser)
+    given, left = parser.parse_known_args(arguments or ["--help"])
+    # argparse closes a list of positionals at the first option: `run.yaml --json k=v` leaves k=v
+    unknown = [text for text in left if text.startswith("-") or not given.takes_overrides]
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    given.overrides = [*given.overrides, *left]
+    return given
+
+
+_EPILOG = """\
+from nothing to a tuned model:
+  ftray init lora > run.yaml        then edit: name, model, data
+  ftray check run.yaml              what it will be, and whether it fits
+  ftray data preview run.yaml       rows as the model will see them
+  ftray train run.yaml              train, verify, publish name@1
+  ftray eval NAME held-out.jsonl    loss, perplexity, exact match
+
+exit codes: 0 ok, 1 bug, 2 config, 3 data, 4 cluster, 5 train,
+  6 registry, 8 storage, 130 interrupted
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are ConfigErrors, with a near miss as the hint."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
+        unknown = re.match(
+            r"argument COMMAND: invalid choice: '(.*)' \(choose from (.*)\)", message
+        )
+        if unknown:
+            known = [name.strip("'") for name in unknown[2].split(", ")]
+            hint = did_you_mean(unknown[1], known)
+            raise ConfigError(f"{self.prog} has no command '{unknown[1]}'", hint)
+        raise ConfigError(f"{self.prog}: {message}", f"{self.prog} --help")
+
+
+def _log_to_stderr(*, verbose: bool) -> None:
+    """Let ftray speak at INFO and libraries at WARNING."""
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("ftray").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _print(answer: Answer, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(answer.data, default=_plain, ensure_ascii=False, indent=2))
+    elif isinstance(answer.shown, str):
+        print(answer.shown, end="" if answer.shown.endswith("\n") else "\n")
+    else:
+        # in a pipe nothing is cut at a terminal's width
+        width = None if sys.stdout.isatty() else _WIDE
+        Console(width=width, markup=False, highlight=False).print(answer.shown)
+    sys.stdout.flush()
+
+
+_WIDE = 1000
+
+
+def _plain(value: object) -> object:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)

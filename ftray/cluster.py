@@ -1,0 +1,222 @@
+"""The Ray cluster: connect to it, and say in words whether it holds what a run needs."""
+
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ftray import storage
+from ftray.config.cluster import ClusterConfig
+from ftray.config.run import ScalingConfig
+from ftray.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+READ_CPUS = 1.0  # Ray Data hangs silently when training leaves it no CPU for its read tasks
+_GPU_WORKER_CPUS = 4.0  # more than a training loop on a GPU can use
+_OBJECT_STORE_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Node:
+    """One alive machine of the cluster: what Ray may hand out on it."""
+
+    id: str
+    name: str  # its address
+    cpus: float
+    gpus: float
+    memory: float  # bytes
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """What each training worker gets."""
+
+    workers: int
+    cpus: float
+    gpus: float
+    threads: int
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
+        return f"{self.workers} workers of {self.cpus:g} CPUs{gpus}"
+
+
+@contextmanager
+def connected(config: ClusterConfig | None) -> Iterator[None]:
+    """Join the cluster that the file names, or start one on this machine for the block's time.
+
+    A process that is already connected, as a test run or a notebook, keeps its connection.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    _connect(config or ClusterConfig())
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def nodes() -> list[Node]:
+    """Return the cluster's alive machines."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return [
+        Node(
+            node["NodeID"],
+            node["NodeManagerAddress"],
+            node["Resources"].get("CPU", 0.0),
+            node["Resources"].get("GPU", 0.0),
+            node["Resources"].get("memory", 0.0),
+        )
+        for node in alive
+    ]
+
+
+def allot(scaling: ScalingConfig, machines: list[Node]) -> Allotment:
+    """Decide what each worker gets; `auto` shares what the machines have, less 1 CPU for reads."""
+    workers = scaling.num_workers
+    all_gpus = sum(node.gpus for node in machines)
+    gpus = scaling.gpus_per_worker
+    if gpus == "auto":
+        gpus = 1.0 if all_gpus else 0.0
+    if scaling.cpus_per_worker != "auto":
+        return Allotment(workers, scaling.cpus_per_worker, gpus, _threads(workers, machines))
+    share = max(sum(node.cpus for node in machines) - READ_CPUS, 0.1) / workers
+    share = min(share, _GPU_WORKER_CPUS) if gpus else share
+    cpus = float(int(share)) if share >= 1 else int(share * 100) / 100
+    return Allotment(workers, cpus, gpus, _threads(workers, machines))
+
+
+def check_fit(wanted: Allotment, memory_per_worker: int | None, machines: list[Node]) -> None:
+    """Raise ClusterError, with the arithmetic, if the machines can never hold the workers.
+
+    `memory_per_worker` is host memory in bytes, None where it isn't known. Without this check Ray
+    waits for ever, or runs training and starves the reads that feed it.
+    """
+    has_gpus = sum(node.gpus for node in machines)
+    if wanted.workers * wanted.gpus > has_gpus:
+        raise ClusterError(
+            f"{wanted.workers} workers × {wanted.gpus:g} GPUs need {wanted.workers * wanted.gpus:g}"
+            f" GPUs; the cluster has {has_gpus:g}",
+            "lower scaling.num_workers, or set scaling.gpus_per_worker=0 to train on CPUs",
+        )
+    has_cpus = sum(node.cpus for node in machines)
+    needs_cpus = wanted.workers * wanted.cpus + READ_CPUS
+    if needs_cpus > has_cpus + 1e-6:
+        raise ClusterError(
+            f"{wanted.workers} workers × {wanted.cpus:g} CPUs + {READ_CPUS:g} for reading data"
+            f" need {needs_cpus:g} CPUs; the cluster has {has_cpus:g}",
+            "set scaling.cpus_per_worker=auto, or lower scaling.num_workers",
+        )
+    places = sum(_room(node, wanted, None) for node in machines)
+    if places < wanted.workers:
+        raise ClusterError(
+            f"{wanted}: each must fit on one machine; only {places} do ({_described(machines)})",
+            "lower scaling.cpus_per_worker or scaling.gpus_per_worker",
+        )
+    if memory_per_worker:
+        _check_memory(wanted, memory_per_worker, machines)
+
+
+def check_storage(root: str) -> None:
+    """Raise ClusterError if the storage root is a local folder that not every machine sees."""
+    machines = nodes()
+    if storage.is_uri(root) or len(machines) == 1:
+        return
+    marker = storage.join(root, f".seen-{uuid.uuid4().hex}")
+    storage.write(marker, b"")
+    try:
+        blind = [node.name for node in machines if not _sees(node, marker)]
+    finally:
+        storage.delete(marker)
+    if blind:
+        raise ClusterError(
+            f"the storage root {root} is a local folder that {', '.join(blind)} cannot see",
+            "set storage to a shared folder or to an object store (s3://…, gs://…)",
+        )
+
+
+def free_resources() -> str:
+    """Say in words what of the cluster is free now: the reason of a placement that timed out."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    parts = [
+        f"{free.get(kind, 0.0):g} of {total[kind]:g} {kind}s free"
+        for kind in ("GPU", "CPU")
+        if kind in total
+    ]
+    return ", ".join(parts) or "no resources at all"
+
+
+def _connect(config: ClusterConfig) -> None:
+    try:
+        if config.address == "local":
+            store = config.object_store_memory
+            ray.init(
+                "local",
+                num_cpus=config.num_cpus,
+                num_gpus=config.num_gpus,
+                object_store_memory=store or _object_store_bytes(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+        else:
+            ray.init(config.address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ClusterError(
+            f"cannot connect to the Ray cluster at '{config.address}': {error}",
+            "check the address in the cluster file, and that the cluster is up (ray status)",
+        ) from None
+
+
+def _object_store_bytes() -> int:
+    return min(_OBJECT_STORE_BYTES, int(psutil.virtual_memory().total * 0.1))
+
+
+def _threads(workers: int, machines: list[Node]) -> int:
+    """Torch threads of a worker: its machine's CPUs shared evenly, as many as there really are."""
+    cpus = max((node.cpus for node in machines), default=1.0)
+    workers_here = -(-workers // max(1, len(machines)))
+    return max(1, int(min(cpus, os.cpu_count() or 1) // workers_here))
+
+
+def _room(node: Node, wanted: Allotment, memory: int | None) -> int:
+    """How many of the workers one machine could hold."""
+    limits = [node.cpus / wanted.cpus + 1e-6]
+    if wanted.gpus:
+        limits.append(node.gpus / wanted.gpus + 1e-6)
+    if memory:
+        limits.append(node.memory / memory)
+    return int(min(limits))
+
+
+def _check_memory(wanted: Allotment, memory: int, machines: list[Node]) -> None:
+    places = sum(_room(node, wanted, memory) for node in machines)
+    if places < wanted.workers:
+        raise ClusterError(
+            f"{wanted.workers} workers need about {memory / 2**30:.1f} GiB of memory each; the"
+            f" machines have room for {places} ({_described(machines)})",
+            "lower scaling.num_workers, train.micro_batch_size or data.max_length;"
+            " ftray check shows what takes the memory",
+        )
+
+
+def _described(machines: list[Node]) -> str:
+    return "; ".join(
+        f"{node.name}: {node.cpus:g} CPUs, {node.gpus:g} GPUs, {node.memory / 2**30:.1f} GiB"
+        for node in machines
+    )
+
+
+def _sees(node: Node, path: str) -> bool:
+    here = NodeAffinitySchedulingStrategy(node.id, soft=False)
+    look = ray.remote(num_cpus=0)(storage.exists).options(scheduling_strategy=here)
+    seen: bool = ray.get(look.remote(path))
+    return seen

@@ -1,0 +1,227 @@
+"""Every verb as a function: the table of contents of ftray, and its Python API.
+
+What a verb needs is imported when it is called, so that `ftray check` loads neither torch nor Ray.
+Files and overrides are given as on the command line: `train("run.yaml", ["train.max_steps=10"])`.
+Mistakes raise an FtrayError. `storage` is a root folder or URI; None: $FTRAY_HOME, else ~/.ftray.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftray.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from ftray.data.preview import PreviewRow
+    from ftray.registry import AdapterRecord
+    from ftray.runs import CheckpointRecord, Metrics, Status
+    from ftray.train.evaluate import EvalResult
+    from ftray.train.fit import RunResult
+    from ftray.train.plan import Plan
+    from ftray.train.quickstart import QuickstartResult
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A run as `runs list` shows it."""
+
+    name: str
+    status: "Status"
+
+
+@dataclass(frozen=True)
+class RunDetails:
+    """A run with its config, its newest metrics and its checkpoints."""
+
+    name: str
+    folder: str
+    status: "Status"
+    config: dict[str, object]
+    last: "Metrics | None"
+    last_eval: "Metrics | None"
+    checkpoints: list["CheckpointRecord"]
+
+
+@dataclass(frozen=True)
+class AdapterVersions:
+    """All versions of one adapter, the oldest first, and what its aliases point at."""
+
+    name: str
+    versions: list["AdapterRecord"]
+    aliases: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a verb did, for verbs that have nothing to show."""
+
+    what: str
+
+
+def init(preset: str) -> str:
+    """Return a preset run file as text."""
+    known = presets()
+    if preset not in known:
+        raise ConfigError(f"no preset '{preset}'", did_you_mean(preset, known))
+    return (_PRESETS / f"{preset}.yaml").read_text(encoding="utf-8")
+
+
+def presets() -> list[str]:
+    """Return the names that `init` knows."""
+    return sorted(file.stem for file in _PRESETS.glob("*.yaml"))
+
+
+def check(run: str, overrides: Sequence[str] = (), *, cluster: str | None = None) -> "Plan":
+    """Plan a run without starting anything: batches, parameters, memory, verdict, warnings."""
+    from ftray.config.cluster import load_cluster
+    from ftray.config.run import load_run
+    from ftray.model.shape import shape_of
+    from ftray.storage import storage_root
+    from ftray.train.machine import this_machine
+    from ftray.train.plan import make_plan
+
+    config = load_run(Path(run), overrides)
+    on = None if cluster is None else load_cluster(Path(cluster))
+    shape = shape_of(config.model.name, config.model.revision, storage_root(config.storage))
+    return make_plan(config, shape, on, this_machine())
+
+
+def train(
+    run: str, overrides: Sequence[str] = (), *, cluster: str | None = None, overwrite: bool = False
+) -> "RunResult":
+    """Train a run, or go on with one that was interrupted, and publish its adapter."""
+    from ftray.config.cluster import load_cluster
+    from ftray.config.run import load_run
+    from ftray.train.fit import fit
+
+    config = load_run(Path(run), overrides)
+    on = None if cluster is None else load_cluster(Path(cluster))
+    return fit(config, on=on, overwrite=overwrite)
+
+
+def preview(run: str, overrides: Sequence[str] = (), *, count: int = 3) -> "list[PreviewRow]":
+    """Return the first rows of the training data as the model will see them."""
+    from ftray.config.run import as_list, load_run
+    from ftray.data.preview import preview_rows
+    from ftray.model.base import fetch
+    from ftray.storage import storage_root
+
+    config = load_run(Path(run), overrides)
+    folder = fetch(config.model, storage_root(config.storage))
+    return preview_rows(as_list(config.data.train), config.data, folder, count)
+
+
+def evaluate(
+    ref: str, data: str, overrides: Sequence[str] = (), *, storage: str | None = None
+) -> "EvalResult":
+    """Measure a published adapter on a data file: loss, perplexity, exact match by generation."""
+    from ftray.storage import storage_root
+    from ftray.train.tuned import evaluate as evaluate_published
+
+    return evaluate_published(ref, data, overrides, root=storage_root(storage))
+
+
+def quickstart(*, storage: str | None = None) -> "QuickstartResult":
+    """Fine-tune the built-in model on a small task, and measure it before and after."""
+    from ftray.storage import storage_root
+    from ftray.train.quickstart import quickstart as run_quickstart
+
+    return run_quickstart(root=storage_root(storage))
+
+
+def list_runs(*, storage: str | None = None) -> list[RunSummary]:
+    """Return every run of a storage root, by name."""
+    from ftray import runs
+    from ftray.storage import storage_root
+
+    found = runs.list_runs(storage_root(storage))
+    return [RunSummary(name, status) for name, status in found.items()]
+
+
+def show_run(name: str, *, storage: str | None = None) -> RunDetails:
+    """Return what is known of one run."""
+    from ftray import runs
+    from ftray.storage import storage_root
+
+    run = runs.Run(storage_root(storage), name)
+    status, config, lines = runs.read_status(run), runs.read_config(run), runs.read_metrics(run)
+    steps = [line for line in lines if "loss" in line]
+    evals = [line for line in lines if "eval_loss" in line]
+    last, last_eval = (found[-1] if found else None for found in (steps, evals))
+    tree = config.model_dump(mode="json")
+    return RunDetails(name, run.folder, status, tree, last, last_eval, runs.checkpoints(run))
+
+
+def delete_run(name: str, *, force: bool = False, storage: str | None = None) -> Done:
+    """Delete a run with its checkpoints; the adapters that it published stay."""
+    from ftray import runs
+    from ftray.storage import storage_root
+
+    runs.delete_run(storage_root(storage), name, force=force)
+    return Done(f"deleted run '{name}'")
+
+
+def list_adapters(*, storage: str | None = None) -> list[AdapterVersions]:
+    """Return every adapter of a storage root, by name."""
+    from ftray import registry
+    from ftray.storage import storage_root
+
+    root = storage_root(storage)
+    names = dict.fromkeys(record.name for record in registry.list_adapters(root))
+    return [_versions(root, name) for name in names]
+
+
+def show_adapter(ref: str, *, storage: str | None = None) -> "AdapterRecord":
+    """Return the record of the version that `name`, `name@3` or `name@alias` means."""
+    from ftray import registry
+    from ftray.storage import storage_root
+
+    return registry.resolve(storage_root(storage), ref)
+
+
+def promote(
+    ref: str, alias: str, *, expect: int | None = None, storage: str | None = None
+) -> "AdapterRecord":
+    """Let an alias point at a version; with `expect` only if it points at that version now."""
+    from ftray import registry
+    from ftray.storage import storage_root
+
+    return registry.promote(storage_root(storage), ref, alias, expect)
+
+
+def delete_adapter(ref: str, *, force: bool = False, storage: str | None = None) -> Done:
+    """Delete one version; one that an alias points at needs force."""
+    from ftray import registry
+    from ftray.storage import storage_root
+
+    registry.delete(storage_root(storage), ref, force=force)
+    return Done(f"deleted {ref}")
+
+
+def import_adapter(
+    name: str, folder: str, *, base: str | None = None, storage: str | None = None
+) -> "AdapterRecord":
+    """Check a foreign PEFT folder against its base model and publish it."""
+    from ftray.storage import storage_root
+    from ftray.train.publish import publish_foreign
+
+    return publish_foreign(storage_root(storage), name, Path(folder), base)
+
+
+def merge(ref: str, out: str, *, dtype: str = "bfloat16", storage: str | None = None) -> Done:
+    """Write a model folder in which the adapter is part of the weights, and verify it."""
+    from ftray.storage import storage_root
+    from ftray.train.publish import merge_published
+
+    merge_published(storage_root(storage), ref, Path(out), dtype)
+    return Done(f"merged {ref} into {out}")
+
+
+_PRESETS = Path(__file__).parent / "presets"
+
+
+def _versions(root: str, name: str) -> AdapterVersions:
+    from ftray import registry
+
+    return AdapterVersions(name, registry.versions(root, name), registry.aliases(root, name))

@@ -1,0 +1,64 @@
+"""The cluster file: where a run goes, and what machines `ftray check` may count on there."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from ftray.config.base import Config, read_tree, validated
+
+MIN_OBJECT_STORE = 75 * 2**20  # Ray refuses less
+
+
+class NodesConfig(Config):
+    """Machines of one kind, as `ftray check` counts them; the preflight asks the cluster itself."""
+
+    count: PositiveInt = 1
+    cpus: PositiveInt
+    memory_gib: PositiveFloat
+    """Memory of one machine that its workers share."""
+    gpus: Annotated[int, Field(ge=0)] = 0
+    gpu_memory_gib: PositiveFloat | None = None
+    """Memory of one GPU, as its maker states it."""
+
+    @model_validator(mode="after")
+    def _gpus_have_memory(self) -> Self:
+        if self.gpus and self.gpu_memory_gib is None:
+            raise ValueError(f"gpu_memory_gib is missing: {self.gpus} GPUs of how much memory?")
+        return self
+
+
+class ClusterConfig(Config):
+    """One Ray cluster."""
+
+    address: str = "local"
+    """local: started for the command; auto: the one of this machine; host:port or ray://host:port."""
+    num_cpus: PositiveInt | None = None
+    """For address local: CPUs that Ray hands out; null: all."""
+    num_gpus: Annotated[int, Field(ge=0)] | None = None
+    """For address local: GPUs that Ray hands out; null: all."""
+    object_store_memory: Annotated[int, Field(ge=MIN_OBJECT_STORE)] | None = None
+    """For address local: bytes of shared memory for data blocks; null: Ray's 30% of memory."""
+    nodes: list[NodesConfig] = Field(default_factory=list)
+    """What the machines have; none with address local: this machine."""
+
+    @model_validator(mode="after")
+    def _sizes_only_what_it_starts(self) -> Self:
+        if not re.fullmatch(r"local|auto|(ray://)?[^\s/:]+:\d+", self.address):
+            raise ValueError(
+                "address: expected local, auto, host:port or ray://host:port, "
+                f"found '{self.address}'"
+            )
+        sized = [self.num_cpus, self.num_gpus, self.object_store_memory]
+        if self.address != "local" and any(size is not None for size in sized):
+            raise ValueError(
+                "num_cpus, num_gpus and object_store_memory are for address local: "
+                f"the cluster at '{self.address}' has its own"
+            )
+        return self
+
+
+def load_cluster(path: Path) -> ClusterConfig:
+    """Read a cluster file such as cluster/local.yaml."""
+    return validated(ClusterConfig, read_tree(path), source=str(path))

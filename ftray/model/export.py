@@ -1,0 +1,178 @@
+"""Adapters as PEFT folders and models as transformers folders: written, verified, read again."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig as PeftConfig
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ftray.config.run import LoraConfig, ModelConfig
+from ftray.errors import ModelError, TrainError
+from ftray.model.adapter import (
+    Attached,
+    adapter_state,
+    decoder_linears,
+    load_adapter_state,
+    lora_layers,
+)
+from ftray.model.base import load_base, output_layer
+from ftray.model.nf4 import Nf4Linear
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+# Largest difference of a logit, as a share of the largest logit: room for another order of sums.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
+
+
+@dataclass(frozen=True)
+class BaseName:
+    """What an adapter's config says about the model it belongs to."""
+
+    name: str
+    revision: str | None = None
+
+
+def export_adapter(attached: Attached, adapter: LoraConfig, base: BaseName, folder: Path) -> None:
+    """Write a folder that plain PEFT loads, with weights in fp32.
+
+    Of a sharded model all workers must call together, each with a folder of its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: values.cpu() for name, values in adapter_state(attached.model).items()}
+    save_file(state, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = PeftConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base.name,
+        revision=base.revision,
+        inference_mode=True,
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT says int, and multiplies floats
+        use_rslora=adapter.rslora,
+        lora_dropout=adapter.dropout,
+        target_modules=peft_targets(attached.model),
+        bias="none",
+    )
+    config.save_pretrained(str(folder))
+
+
+def peft_targets(model: PreTrainedModel) -> list[str]:
+    """The shortest list of names by which PEFT finds the wrapped layers and no others."""
+    wrapped = {layer.name for layer in lora_layers(model)}
+    leaves = {name.rpartition(".")[2] for name in wrapped}
+    others = {name.removesuffix(".base") for name in decoder_linears(model)} - wrapped
+    unique = not any(name.rpartition(".")[2] in leaves for name in others)
+    return sorted(leaves if unique else wrapped)
+
+
+def load_adapter(attached: Attached, adapter: LoraConfig, folder: Path) -> None:
+    """Set the attached adapter to the one in a PEFT folder of the same rank, scaling and layers."""
+    found = read_adapter_config(folder)
+    pairs = (
+        ("rank", found.r, adapter.rank),
+        ("alpha", float(found.lora_alpha), adapter.alpha),
+        ("rslora", found.use_rslora, adapter.rslora),
+    )
+    for key, theirs, ours in pairs:
+        if theirs != ours:
+            raise ModelError(
+                f"the adapter to start from has {key} {theirs}, the run says adapter.{key}={ours}",
+                f"set adapter.{key}={theirs}",
+            )
+    load_adapter_state(attached.model, read_adapter_weights(folder))
+
+
+def read_adapter_config(folder: Path) -> PeftConfig:
+    """Read a PEFT folder's config; anything but LoRA is an error."""
+    try:
+        found = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{folder}: no usable {ADAPTER_CONFIG}: {error}") from None
+    if not isinstance(found, PeftConfig):
+        raise ModelError(f"{folder}: the adapter's type is {found.peft_type}, expected LORA")
+    return found
+
+
+def read_adapter_weights(folder: Path) -> dict[str, Tensor]:
+    """Read a PEFT folder's tensors."""
+    try:
+        return load_file(folder / ADAPTER_WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder}: no usable {ADAPTER_WEIGHTS}: {error}",
+            "only safetensors are read; other formats can run code",
+        ) from None
+
+
+def verify_adapter(attached: Attached, folder: Path, base_folder: Path, model: ModelConfig) -> None:
+    """Load the exported adapter with plain PEFT on a fresh base, and compare logits with ours.
+
+    Under QLoRA the fresh base gets the dequantized weights: so the comparison is about the adapter
+    and as tight as for LoRA, and it is not about what 4 bits lose.
+    """
+    fresh = load_base(base_folder, model, attached.model.device)
+    _copy_dequantized(attached.model, fresh)
+    load_with_peft(fresh, folder)
+    compare(logits(fresh), logits(attached.model), f"the adapter in {folder}")
+
+
+def load_with_peft(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """Wrap the layers of `base` in place, as anybody with PEFT would."""
+    with warnings.catch_warnings():
+        # PEFT 0.21 reads a property that transformers 5.23 renamed
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return PeftModel.from_pretrained(base, str(folder))
+
+
+def export_full(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write all weights, config and tokenizer as a folder that transformers loads."""
+    model.config.use_cache = True  # what training switched off would slow down whoever loads it
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.config.use_cache = False
+    tokenizer.save_pretrained(folder)
+
+
+def verify_full(trained: PreTrainedModel, folder: Path, model: ModelConfig) -> None:
+    """Load an exported model again and compare logits."""
+    fresh = load_base(folder, model, trained.device)
+    compare(logits(fresh), logits(trained), f"the model in {folder}")
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel) -> Tensor:
+    """Logits [16, vocab] of a fixed sequence, in eval mode."""
+    was_training = model.training
+    model.eval()
+    vocabulary = len(output_layer(model).weight)
+    ids = torch.arange(11, 11 + 37 * 16, 37, device=model.device)[None] % vocabulary  # [1, 16]
+    found: Tensor = model(input_ids=ids, use_cache=False).logits[0]
+    model.train(was_training)
+    return found
+
+
+def compare(found: Tensor, expected: Tensor, what: str, room: float | None = None) -> float:
+    """Return the largest difference of a logit as a share of the largest; too large is an error."""
+    share = float((found - expected).abs().max() / expected.abs().max())
+    room = _TOLERANCE[expected.dtype] if room is None else room
+    if not share <= room:  # also when it is not a number
+        raise TrainError(
+            f"{what} gives other logits than the model it was made from: they differ by {share:.1e}"
+            f" of the largest logit, {room:.0e} is rounding"
+        )
+    return share
+
+
+@torch.no_grad()
+def _copy_dequantized(trained: PreTrainedModel, fresh: PreTrainedModel) -> None:
+    for name, layer in decoder_linears(trained).items():
+        if isinstance(layer, Nf4Linear):
+            weight = fresh.get_submodule(name.removesuffix(".base")).get_parameter("weight")
+            weight.copy_(layer.dequantized(weight.dtype))

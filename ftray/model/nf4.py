@@ -1,0 +1,94 @@
+"""A frozen linear layer kept in 4-bit NormalFloat (Dettmers et al. 2023, arXiv:2305.14314).
+
+Weights are dequantized where they are used, in the forward and again in the backward pass, and
+multiplied by our own function. bitsandbytes' `Linear4bit` is not used: on CPUs with AVX512-BF16
+it repacks its weight at the first eval-mode forward pass, after which gradients stop silently.
+"""
+
+from typing import Any
+
+import torch
+from bitsandbytes.functional import QuantState, quantize_4bit
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+BLOCK = 64  # weights that share one scale
+_SCALE_BLOCK = 256  # scales that share one scale of their own, with double quantization
+
+
+class Nf4Linear(nn.Module):
+    """x·Wᵀ + bias with W in 4 bits; gradients reach x only.
+
+    `weight` is uint8 [out, in/2], two weights a byte: FSDP2 shards it along dim 0 like any other.
+    """
+
+    def __init__(self, linear: nn.Linear, *, double_quantization: bool) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        packed, state = quantize_4bit(
+            linear.weight.detach(),
+            blocksize=BLOCK,
+            compress_statistics=double_quantization,
+            quant_type="nf4",
+        )
+        self.weight = nn.Parameter(packed.view(self.out_features, -1), requires_grad=False)
+        self.bias = linear.bias
+        if self.bias is not None:
+            self.bias.requires_grad_(False)
+        self.scales = _register(self, state)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] → [..., out] in the precision of x."""
+        scales = [self.get_buffer(name) for name in self.scales]
+        out: Tensor = _Nf4Product.apply(x, self.weight, *scales)  # type: ignore[no-untyped-call]  # torch
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """The weight [out, in] that the products are computed with."""
+        return _dequantized(self.weight, [self.get_buffer(name) for name in self.scales], dtype)
+
+
+def _register(layer: nn.Module, state: QuantState) -> tuple[str, ...]:
+    """Keep what turns packed weights back into numbers as buffers; return the buffers' names."""
+    scales = {"absmax": state.absmax}
+    if state.state2 is not None:
+        scales |= {
+            "absmax_offset": state.offset,
+            "absmax_absmax": state.state2.absmax,
+            "absmax_code": state.state2.code,
+        }
+    for name, values in scales.items():
+        layer.register_buffer(name, values)
+    return tuple(scales)
+
+
+class _Nf4Product(torch.autograd.Function):
+    """x·Wᵀ; keeps the packed weight alone, so a step holds no dequantized copy of the model."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: Tensor, *scales: Tensor) -> Tensor:
+        ctx.save_for_backward(packed, *scales)
+        return x @ _dequantized(packed, scales, x.dtype).t()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        packed, *scales = ctx.saved_tensors
+        grad_x = grad @ _dequantized(packed, scales, grad.dtype)
+        return grad_x, None, *[None] * len(scales)
+
+
+def _dequantized(
+    packed: Tensor, scales: list[Tensor] | tuple[Tensor, ...], dtype: torch.dtype
+) -> Tensor:
+    absmax = scales[0]
+    if len(scales) > 1:
+        offset, absmax_absmax, code = scales[1:]
+        absmax = offset + torch.ops.bitsandbytes.dequantize_blockwise(
+            absmax, absmax_absmax, code, _SCALE_BLOCK, torch.float32
+        )
+    out, half = packed.shape
+    dense: Tensor = torch.ops.bitsandbytes.dequantize_4bit(
+        packed.view(-1, 1), absmax, BLOCK, "nf4", [out, 2 * half], dtype
+    )
+    return dense

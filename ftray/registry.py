@@ -1,0 +1,278 @@
+"""The registry: immutable versions of adapters, and aliases that point at them."""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ftray import storage
+from ftray.errors import RegistryError
+from ftray.owner import Owner, this_process
+from ftray.records import Record, RecordError, check_name, did_you_mean, encode, read_record
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """The base model that an adapter belongs to."""
+
+    name: str
+    revision: str | None
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterRecord(Record):
+    """What an adapter is. A draft for `publish` leaves out the fields from `version` on."""
+
+    name: str
+    kind: Literal["adapter", "full"]
+    base: BaseModel
+    method: str
+    rank: int | None
+    tokenizer_digest: str
+    template_digest: str
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    config: dict[str, Any] | None = None  # the resolved run config; None for an imported adapter
+    version: int = 0
+    files: dict[str, str] = field(default_factory=dict)  # name → sha256
+    digest: str = ""
+    created: float = 0.0  # unix seconds
+
+    @property
+    def ref(self) -> str:
+        """The reference of this one version: `name@3`."""
+        return f"{self.name}@{self.version}"
+
+
+def publish(root: str, folder: Path, draft: AdapterRecord) -> AdapterRecord:
+    """Publish a folder's files as the adapter's next version and return its record.
+
+    Publishers at the same time get different versions. A publisher that dies leaves a number that
+    is never used again, and no version.
+    """
+    _checked(draft.name, "adapter name")
+    version = _claim_version(root, draft.name)
+    record = replace(draft, version=version, created=time.time())
+    target = adapter_folder(root, record)
+    files = storage.upload(folder, target, last=(storage.RECORD, _CLAIM))
+    if not files:
+        raise RegistryError(f"cannot publish '{draft.name}': {folder} holds no files")
+    record = replace(record, files=files, digest=content_digest(files))
+    storage.write(storage.join(target, storage.RECORD), encode(record))
+    logger.info("published %s (%d files) in %s", record.ref, len(files), target)
+    return record
+
+
+def resolve(root: str, ref: str) -> AdapterRecord:
+    """Find the version that `name` (the latest), `name@3` or `name@alias` means."""
+    name, at, which = ref.partition("@")
+    _checked(name, "adapter name")
+    if not at:
+        return _latest(root, name)
+    if re.fullmatch(_VERSION, which):
+        return _version(root, name, int(which))
+    _checked(which, "alias")
+    pointer = _pointer(root, name, which)
+    if pointer is None:
+        _latest(root, name)  # says so if there is no such adapter at all
+        known = aliases(root, name)
+        listed = f"its aliases: {', '.join(known)}" if known else "it has no aliases"
+        close = did_you_mean(which, known)
+        raise RegistryError(
+            f"adapter '{name}' has no alias '{which}'{close}; {listed}",
+            f"ftray adapters show {name}",
+        )
+    return _version(root, name, pointer.version)
+
+
+def adapter_folder(root: str, record: AdapterRecord) -> str:
+    """Return the folder of a version."""
+    return storage.join(_adapter(root, record.name), str(record.version))
+
+
+def fetch_adapter(root: str, record: AdapterRecord, cache: Path) -> Path:
+    """Return a local folder with a version's files, whose digests are the recorded ones."""
+    folder = adapter_folder(root, record)
+    local, problems = _verified_copy(folder, record, cache)
+    if problems and storage.is_uri(root):
+        shutil.rmtree(local)  # perhaps only the cached copy is damaged
+        local, problems = _verified_copy(folder, record, cache)
+    if problems:
+        raise RegistryError(
+            "\n  ".join([f"{record.ref} is damaged:", *problems]),
+            f"publish it again, then ftray adapters delete {record.ref}",
+        )
+    return local
+
+
+def list_adapters(root: str) -> list[AdapterRecord]:
+    """Return every version of every adapter, by name and version."""
+    found = storage.names(storage.join(root, "adapters"))
+    return [record for name in found for record in versions(root, name)]
+
+
+def versions(root: str, name: str) -> list[AdapterRecord]:
+    """Return an adapter's versions, the oldest first; none when there is no such adapter."""
+    records = [_recorded(root, name, number) for number in _numbers(_adapter(root, name))]
+    return [record for record in records if record is not None]
+
+
+def promote(root: str, ref: str, alias: str, expect: int | None = None) -> AdapterRecord:
+    """Let an alias point at a version.
+
+    `expect` is the version that the caller believes the alias to point at (0: there is no such
+    alias yet); if it is another one by now, nothing changes and RegistryError is raised.
+    """
+    _checked(alias, "alias")
+    if alias.isdecimal():
+        raise RegistryError(f"alias '{alias}' would look like a version", "choose a word")
+    record = resolve(root, ref)
+    folder = _alias_folder(root, record.name, alias)
+    while True:
+        latest = max(_numbers(folder), default=0)
+        if expect is not None:
+            _refuse_unless(expect, _pointer(root, record.name, alias), record.name, alias)
+        pointer = Pointer(version=record.version, time=time.time())
+        if storage.create(storage.join(folder, f"{latest + 1}.json"), encode(pointer)):
+            return record
+
+
+def aliases(root: str, name: str) -> dict[str, int]:
+    """Return the version that each alias of an adapter points at."""
+    found = storage.names(storage.join(_adapter(root, name), "aliases"))
+    pointers = {alias: _pointer(root, name, alias) for alias in found}
+    return {alias: pointer.version for alias, pointer in pointers.items() if pointer is not None}
+
+
+def delete(root: str, ref: str, *, force: bool = False) -> AdapterRecord:
+    """Delete one version, given as `name@3`; its number is never used again.
+
+    A version that an alias points at is deleted by force only: the alias then leads nowhere.
+    """
+    record = resolve(root, ref)
+    if ref != record.ref:
+        raise RegistryError(f"'{ref}' does not say which version to delete", f"e.g. {record.ref}")
+    holders = [alias for alias, to in aliases(root, record.name).items() if to == record.version]
+    if holders and not force:
+        raise RegistryError(
+            f"{record.ref} is in use as {', '.join(holders)}",
+            "promote another version to it first, or delete with --force",
+        )
+    storage.delete(adapter_folder(root, record), keep=_CLAIM)
+    return record
+
+
+def content_digest(files: Mapping[str, str]) -> str:
+    """Return one SHA-256 for a set of files: over their names and digests, sorted by name."""
+    return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pointer(Record):
+    """One move of an alias: the version that it points at from then on."""
+
+    version: int
+    time: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim(Record):
+    """Who has taken a version's number, and when; it stays when the version is deleted."""
+
+    owner: Owner
+    time: float
+
+
+_CLAIM = "claim.json"
+_VERSION = r"[1-9]\d{0,8}"
+
+
+def _checked(name: str, what: str) -> None:
+    try:
+        check_name(name, what)
+    except ValueError as error:
+        raise RegistryError(str(error), "ftray adapters list") from None
+
+
+def _claim_version(root: str, name: str) -> int:
+    claim = encode(Claim(owner=this_process(), time=time.time()))
+    version = max(_numbers(_adapter(root, name)), default=0) + 1
+    while not storage.create(storage.join(_adapter(root, name), str(version), _CLAIM), claim):
+        version += 1
+    return version
+
+
+def _latest(root: str, name: str) -> AdapterRecord:
+    for number in reversed(_numbers(_adapter(root, name))):
+        if record := _recorded(root, name, number):
+            return record
+    known = storage.names(storage.join(root, "adapters"))
+    raise RegistryError(
+        f"no adapter '{name}'{did_you_mean(name, known)} in {root}", "ftray adapters list"
+    )
+
+
+def _version(root: str, name: str, number: int) -> AdapterRecord:
+    if record := _recorded(root, name, number):
+        return record
+    latest = _latest(root, name)  # says so if there is no such adapter at all
+    raise RegistryError(
+        f"adapter '{name}' has no version {number}; the latest is {latest.version}",
+        f"ftray adapters show {name}",
+    )
+
+
+def _recorded(root: str, name: str, number: int) -> AdapterRecord | None:
+    path = storage.join(_adapter(root, name), str(number), storage.RECORD)
+    try:
+        record = read_record(path, AdapterRecord)
+    except RecordError as error:
+        logger.warning("left out: %s", error.message)
+        return None
+    if record is not None and (record.name, record.version) != (name, number):
+        logger.warning("left out: %s says that it is %s", path, record.ref)
+        return None
+    return record
+
+
+def _pointer(root: str, name: str, alias: str) -> Pointer | None:
+    folder = _alias_folder(root, name, alias)
+    latest = max(_numbers(folder), default=0)
+    return read_record(storage.join(folder, f"{latest}.json"), Pointer) if latest else None
+
+
+def _refuse_unless(expect: int, pointer: Pointer | None, name: str, alias: str) -> None:
+    found = pointer.version if pointer else 0
+    if found != expect:
+        states = ["does not exist" if v == 0 else f"points at version {v}" for v in (found, expect)]
+        raise RegistryError(
+            f"alias '{alias}' of '{name}' {states[0]}; expected: it {states[1]}",
+            f"ftray adapters show {name}",
+        )
+
+
+def _verified_copy(folder: str, record: AdapterRecord, cache: Path) -> tuple[Path, list[str]]:
+    local = storage.local_copy(folder, cache)
+    return local, storage.verify(str(local), record.files)
+
+
+def _adapter(root: str, name: str) -> str:
+    return storage.join(root, "adapters", name)
+
+
+def _alias_folder(root: str, name: str, alias: str) -> str:
+    return storage.join(_adapter(root, name), "aliases", alias)
+
+
+def _numbers(folder: str) -> list[int]:
+    """Return the numbers, sorted, that name a folder's children, with `.json` or without."""
+    found = [name.removesuffix(".json") for name in storage.names(folder)]
+    return sorted(int(name) for name in found if re.fullmatch(_VERSION, name))

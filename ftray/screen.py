@@ -1,0 +1,236 @@
+"""Answers as people read them in a terminal."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import yaml
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from ftray.commands import AdapterVersions, RunDetails, RunSummary
+    from ftray.data.preview import PreviewRow
+    from ftray.registry import AdapterRecord
+    from ftray.runs import Status
+    from ftray.train.evaluate import EvalResult
+    from ftray.train.fit import RunResult
+    from ftray.train.plan import Plan
+    from ftray.train.quickstart import QuickstartResult
+
+
+def plan(found: "Plan") -> RenderableType:
+    """The resolved config, then what follows from it, then the verdict."""
+    config = yaml.safe_dump(found.config, sort_keys=False, allow_unicode=True)
+    parts: list[RenderableType] = [config, _facts(_plan_facts(found))]
+    if found.memory is not None:
+        parts += ["", "memory of one worker", _facts(_sizes(found))]
+    parts += ["", *(f"warning: {text}" for text in found.warnings), _verdict(found)]
+    return Group(*parts)
+
+
+def run_result(found: "RunResult") -> RenderableType:
+    """The result of a training run, and what can be done with it."""
+    facts = {
+        "steps": str(found.steps),
+        "loss": f"{found.loss:.4f}",
+        "eval loss": "–" if found.eval_loss is None else f"{found.eval_loss:.4f}",
+        "tokens": f"{found.tokens:,}",
+        "time": _duration(found.seconds),
+        "loss curve": found.plot,
+        "adapter": found.adapter.ref,
+    }
+    ref = found.adapter.ref
+    return Group(_facts(facts), "", _next([f"ftray adapters show {ref}", f"ftray eval {ref} DATA"]))
+
+
+def quickstart(found: "QuickstartResult") -> RenderableType:
+    """The before/after table and the next commands."""
+    table = _table("held-out answers", "before", "after")
+    table.add_row(
+        "exact match", f"{found.before.exact_match:.0%}", f"{found.after.exact_match:.0%}"
+    )
+    table.add_row("loss", f"{found.before.loss:.3f}", f"{found.after.loss:.3f}")
+    return Group(table, "", run_result(found.run))
+
+
+def evaluation(found: "EvalResult") -> RenderableType:
+    """The measures of one adapter on one data set."""
+    match_ = "–" if found.exact_match is None else f"{found.exact_match:.1%}"
+    return _facts(
+        {
+            "loss": f"{found.loss:.4f}",
+            "perplexity": f"{found.perplexity:.2f}",
+            "exact match": match_,
+            "examples": str(found.examples),
+        }
+    )
+
+
+def preview(found: Sequence["PreviewRow"]) -> RenderableType:
+    """Rows as the model sees them: trained tokens green, or between « and » without colour."""
+    return Group(*(_preview_row(row) for row in found))
+
+
+def runs(found: Sequence["RunSummary"]) -> RenderableType:
+    """One line for each run."""
+    if not found:
+        return "no runs yet: ftray init lora > run.yaml, then ftray train run.yaml"
+    table = _table("run", "state", "step", "heard of", "adapter")
+    for run_ in found:
+        status = run_.status
+        table.add_row(run_.name, status.state, _steps(status), _age(status), status.adapter or "–")
+    return table
+
+
+def run(found: "RunDetails") -> RenderableType:
+    """A run's state, its last metrics and its checkpoints."""
+    status = found.status
+    facts = {
+        "state": status.state,
+        "step": _steps(status),
+        "heard of": _age(status),
+        "attempts": str(status.attempts),
+        "adapter": status.adapter or "–",
+        "folder": found.folder,
+    }
+    if status.error:
+        facts["error"] = status.error
+    facts |= {f"last {key}": text for key, text in _measures(found.last, "loss").items()}
+    facts |= {f"last {key}": text for key, text in _measures(found.last_eval, "eval_loss").items()}
+    parts: list[RenderableType] = [found.name, _facts(facts)]
+    if found.checkpoints:
+        table = _table("checkpoint", "attempt", "workers", "best")
+        for saved in found.checkpoints:
+            best = "best" if saved.best else ""
+            table.add_row(f"step {saved.step}", str(saved.attempt), str(saved.world_size), best)
+        parts += ["", table]
+    return Group(*parts)
+
+
+def adapters(found: Sequence["AdapterVersions"]) -> RenderableType:
+    """One line for each version of each adapter."""
+    if not found:
+        return "no adapters yet: ftray train publishes one"
+    table = _table("adapter", "method", "rank", "base", "loss", "aliases", "created")
+    for adapter_ in found:
+        for record in adapter_.versions:
+            names = [alias for alias, to in adapter_.aliases.items() if to == record.version]
+            table.add_row(*_record_cells(record), ", ".join(names), _when(record.created))
+    return table
+
+
+def adapter(record: "AdapterRecord") -> RenderableType:
+    """One record, without its file list and run config (these are in --json)."""
+    facts = {
+        "adapter": record.ref,
+        "kind": record.kind,
+        "method": record.method,
+        "rank": "–" if record.rank is None else str(record.rank),
+        "base": record.base.name,
+        "revision": record.base.revision or "–",
+        "fingerprint": record.base.fingerprint,
+        "files": ", ".join(record.files),
+        "digest": record.digest,
+        "created": _when(record.created),
+    }
+    numbers = {key: value for key, value in record.metrics.items() if value is not None}
+    return _facts(facts | {key: f"{value:.4f}" for key, value in numbers.items()})
+
+
+def _plan_facts(found: "Plan") -> dict[str, str]:
+    batch = found.batch
+    made = (
+        f"{batch.workers} workers × {batch.micro} micro-batch × {batch.accumulation} accumulation"
+    )
+    facts = {
+        "global batch": f"{batch.size} {batch.unit} = {made}",
+        "tokens a step": f"at most {batch.max_tokens:,}",
+        "strategy": f"{found.strategy} on {found.worker.device}, {found.dtype}",
+    }
+    if found.trainable is not None and found.parameters is not None:
+        share = found.trainable / found.parameters
+        counts = f"{found.trainable:,} of {found.parameters:,} parameters ({share:.2%})"
+        facts["trainable"] = f"{counts}, {found.method}"
+    return facts
+
+
+def _sizes(found: "Plan") -> dict[str, str]:
+    if found.memory is None:
+        return {}
+    sizes = {**found.memory.parts, "peak": found.memory.peak}
+    if found.memory.peak > sum(found.memory.parts.values()):
+        sizes = {**found.memory.parts, "peak (loading the base)": found.memory.peak}
+    return {f"  {name}": _gib(size) for name, size in sizes.items()}
+
+
+def _verdict(found: "Plan") -> Text:
+    style = {True: "green", False: "bold red", None: "yellow"}[found.fits]
+    return Text(f"{found.verdict}\n  ({found.worker.source})", style=style)
+
+
+def _preview_row(row: "PreviewRow") -> RenderableType:
+    text = Text(f"── {row.source}: {row.tokens} tokens, {row.trained} trained\n", style="dim")
+    for piece in row.pieces:
+        text.append(piece.text, style="green" if piece.trained else "default")
+    return text.append("\n")
+
+
+def _record_cells(record: "AdapterRecord") -> tuple[str, ...]:
+    loss = record.metrics.get("eval_loss", record.metrics.get("loss"))
+    shown = "–" if loss is None else f"{loss:.4f}"
+    rank = "–" if record.rank is None else str(record.rank)
+    return record.ref, record.method, rank, record.base.name, shown
+
+
+def _measures(line: Mapping[str, object] | None, *keys: str) -> dict[str, str]:
+    if line is None:
+        return {}
+    return {key: f"{line[key]} (step {line['step']})" for key in keys if key in line}
+
+
+def _facts(facts: Mapping[str, str]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in facts.items():
+        table.add_row(Text(name, style="dim"), text)
+    return table
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    return table
+
+
+def _next(lines: Sequence[str]) -> RenderableType:
+    return Text("next:\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def _steps(status: "Status") -> str:
+    return str(status.step) if status.total_steps is None else f"{status.step}/{status.total_steps}"
+
+
+def _age(status: "Status") -> str:
+    return f"{_duration(max(0.0, time.time() - status.heartbeat))} ago"
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    if minutes < 60:
+        return f"{minutes:.1f} min"
+    hours = minutes / 60
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} d"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:8.3f} GiB"

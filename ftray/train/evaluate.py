@@ -1,0 +1,106 @@
+"""How good a model is on data: mean loss, perplexity, and exact match of greedy answers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ftray.config.run import DataConfig
+from ftray.data.batches import MemoryRows, collate
+from ftray.data.chat import Prompt, Renderer, Tokens
+from ftray.data.readers import Values
+from ftray.errors import DataError
+from ftray.model.base import stop_tokens
+from ftray.model.loss import LanguageModel
+
+_LOSS_ROWS = 8
+_ANSWER_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One held-out example: what was wanted, and what the model said."""
+
+    prompt: str
+    expected: str
+    found: str
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the answer is the expected text, apart from blanks around it."""
+        return self.expected.strip() == self.found.strip()
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Mean loss over label tokens in nats; answers are empty for plain text."""
+
+    examples: int
+    label_tokens: int
+    loss: float
+    answers: tuple[Answer, ...]
+
+    @property
+    def perplexity(self) -> float:
+        """e to the loss."""
+        return math.exp(self.loss)
+
+    @property
+    def exact_match(self) -> float | None:
+        """Share of exact answers, between 0 and 1; None without answers."""
+        hits = [answer.is_exact for answer in self.answers]
+        return sum(hits) / len(hits) if hits else None
+
+
+def measure(
+    model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Values],
+    data: DataConfig,
+    max_new_tokens: int,
+) -> EvalResult:
+    """Measure a model on rows: teacher-forced loss, and greedy answers to each row's prompt."""
+    if not rows:
+        raise DataError("there are no rows to evaluate on")
+    renderer = Renderer(tokenizer, data)
+    loss, label_tokens = _loss(model, [renderer.render(row) for row in rows], data.max_length)
+    prompts = [] if data.format == "text" else [renderer.render_prompt(row) for row in rows]
+    answers = _answers(model, tokenizer, prompts, max_new_tokens)
+    return EvalResult(len(rows), label_tokens, loss / max(1, label_tokens), answers)
+
+
+@torch.no_grad()
+def _loss(model: LanguageModel, tokens: Sequence[Tokens], max_length: int) -> tuple[float, int]:
+    """Sum of losses, and label tokens."""
+    rows = MemoryRows(tokens)
+    model.eval()
+    loss, label_tokens = 0.0, 0
+    for start in range(0, len(tokens), _LOSS_ROWS):
+        packs = [[row] for row in range(start, min(start + _LOSS_ROWS, len(tokens)))]
+        batch = collate(rows, packs, max_length)
+        tensors = (batch.input_ids, batch.labels, batch.position_ids)
+        loss += model(*(tensor.to(model.model.device) for tensor in tensors)).item()
+        label_tokens += batch.label_tokens
+    return loss, label_tokens
+
+
+def _answers(
+    model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    max_new_tokens: int,
+) -> tuple[Answer, ...]:
+    """Answer in batches of prompts of about the same length, which pads least."""
+    stops = stop_tokens(tokenizer)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids))
+    answers: dict[int, Answer] = {}
+    for start in range(0, len(order), _ANSWER_ROWS):
+        chosen = order[start : start + _ANSWER_ROWS]
+        found = model.generate([prompts[index].ids for index in chosen], max_new_tokens, stops)
+        for index, ids in zip(chosen, found, strict=True):
+            prompt = prompts[index]
+            asked, said = (str(tokenizer.decode(part)) for part in (prompt.ids, ids))
+            answers[index] = Answer(asked, prompt.answer, said)
+    return tuple(answers[index] for index in range(len(prompts)))

@@ -1,0 +1,111 @@
+"""Evaluation during training: loss over the eval set, samples, the best step and early stopping."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from ftray.config.run import RunConfig
+from ftray.data.batches import Batches, eval_packs
+from ftray.data.shards import Rows
+from ftray.model.base import stop_tokens
+from ftray.train.parallel import Place
+from ftray.train.step import eval_loss, micro_batch, share
+from ftray.train.trainee import Trainee
+
+
+@dataclass
+class Standing:
+    """How a run stands in its evaluations: decides the best checkpoint and early stopping."""
+
+    best_eval_loss: float = math.inf
+    evals_without_gain: int = 0
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, float | None]) -> "Standing":
+        """Restore the standing that a checkpoint's metrics hold."""
+        best = metrics.get("best_eval_loss")  # absent where no evaluation came before it
+        return cls(math.inf if best is None else best, int(metrics.get("evals_without_gain") or 0))
+
+    def take(self, loss: float) -> bool:
+        """Count one evaluation; returns whether it is the best so far."""
+        is_best = loss < self.best_eval_loss
+        self.best_eval_loss = min(loss, self.best_eval_loss)
+        self.evals_without_gain = 0 if is_best else self.evals_without_gain + 1
+        return is_best
+
+    def is_stalled(self, patience: int | None) -> bool:
+        """Whether `patience` evaluations in a row brought no gain."""
+        return patience is not None and self.evals_without_gain >= patience
+
+    def numbers(self) -> dict[str, float | None]:
+        """What a checkpoint keeps; empty before the first evaluation."""
+        if math.isinf(self.best_eval_loss):
+            return {}
+        gained = {"evals_without_gain": float(self.evals_without_gain)}
+        return {"best_eval_loss": self.best_eval_loss, **gained}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One evaluation: mean loss over label tokens in nats, and sample answers as text."""
+
+    loss: float
+    samples: str
+
+    def line(self) -> dict[str, float | str]:
+        """The metrics line of this evaluation."""
+        numbers = {"eval_loss": self.loss, "perplexity": math.exp(min(self.loss, 700.0))}
+        return {**numbers, "samples": self.samples} if self.samples else dict(numbers)
+
+
+class Evaluation:
+    """The eval set of a run, spread over its workers."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        trainee: Trainee,
+        rows: Rows,
+        tokenizer: PreTrainedTokenizerBase,
+        micro_batch_size: int,
+    ) -> None:
+        self._config = config
+        self._trainee = trainee
+        self._rows = rows
+        self._tokenizer = tokenizer
+        self._micro = micro_batch_size
+        self._packs = eval_packs(rows, config.data)
+
+    def is_due(self, done: int, batches: Batches) -> bool:
+        """Whether to evaluate after `done` steps: every n or each epoch, and at the end."""
+        if done == batches.total_steps:
+            return True
+        every = self._config.eval.every_steps
+        return done % every == 0 if every else batches.epoch_of(done) > batches.epoch_of(done - 1)
+
+    def measure(self, place: Place) -> Found:
+        """Measure the loss over the whole eval set; every worker gets the same."""
+        positions = share(len(self._packs), place, self._micro)
+        max_length = self._config.data.max_length
+        work = (micro_batch(self._rows, self._packs, some, max_length) for some in positions)
+        return Found(eval_loss(self._trainee, work, place), self._samples())
+
+    def _samples(self) -> str:
+        """Answer the first prompts of the eval set greedily; all workers do the same in step."""
+        if self._config.data.format == "text":
+            return ""  # there is no prompt to answer
+        chosen = [row for pack in self._packs for row in pack][: self._config.eval.samples]
+        prompts = [self._rows.ids(row)[: self._rows.first_label[row]].tolist() for row in chosen]
+        with self._trainee.precision():
+            answers = self._trainee.model.generate(
+                prompts, self._config.eval.sample_tokens, stop_tokens(self._tokenizer)
+            )
+        return "\n\n".join(
+            f"prompt: {self._text(prompt)}\nanswer: {self._text(answer)}"
+            for prompt, answer in zip(prompts, answers, strict=True)
+        )
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()

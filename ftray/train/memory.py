@@ -1,0 +1,167 @@
+"""How much memory one training worker needs, estimated from shapes alone (no torch)."""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from ftray.config.run import FullConfig, LoraConfig, QloraConfig, RunConfig
+from ftray.model.shape import ModelShape
+
+LOGITS_AT_ONCE = 2**26  # what ftray.model.loss holds; a test compares the two
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What one of `count` training workers runs on; `memory` is its own, in bytes if known."""
+
+    device: Literal["cpu", "gpu"]
+    count: int
+    memory: int | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one worker at the peak of a step; `loading` is the base before it is shrunk."""
+
+    weights: int
+    adapter: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    overhead: int
+    loading: int
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What a step holds at once."""
+        return {name: size for name, size in asdict(self).items() if name != "loading"}
+
+    @property
+    def peak(self) -> int:
+        """The larger one of a step and of loading the base."""
+        return max(sum(self.parts.values()), self.loading + self.overhead)
+
+
+def estimate(config: RunConfig, shape: ModelShape, worker: Worker, micro: int) -> Memory:
+    """Estimate one worker's memory for micro-batches of `micro` full-length packs."""
+    element = bytes_per_element(config, worker)
+    trained, tokens = trainable(config, shape), micro * config.data.max_length
+    is_full = isinstance(config.adapter, FullConfig)
+    shards = worker.count if strategy(config) == "fsdp" else 1
+    owned = trained // shards if is_full else trained  # adapters stay whole on every worker
+    trained_element = element if is_full else 4  # adapters are trained in fp32
+    moment = 1 + 4 / 256 if config.train.optimizer == "adamw_8bit" else trained_element
+    return Memory(
+        weights=_weights(config, shape, shards, element),
+        adapter=0 if is_full else trained * 4,
+        gradients=owned * trained_element,
+        optimizer=round(2 * owned * moment),
+        activations=_activations(config, shape, tokens, element),
+        logits=_logits(shape, tokens, element, trains_head=is_full),
+        overhead=OVERHEAD[worker.device],
+        loading=shape.parameters * element,
+    )
+
+
+def trainable(config: RunConfig, shape: ModelShape) -> int:
+    """Count trained parameters: all, or rank · (in + out) for each targeted linear layer."""
+    match config.adapter:
+        case FullConfig():
+            return shape.parameters
+        case LoraConfig(rank=rank):
+            sizes = _targeted(config, shape)
+            return shape.layers * sum(rank * (wide + high) for wide, high in sizes)
+
+
+def strategy(config: RunConfig) -> Literal["ddp", "fsdp"]:
+    """Resolve `scaling.strategy`: auto shards what is trained whole, and replicates adapters."""
+    if config.scaling.strategy != "auto":
+        return config.scaling.strategy
+    is_full = isinstance(config.adapter, FullConfig)
+    return "fsdp" if is_full and config.scaling.num_workers > 1 else "ddp"
+
+
+def bytes_per_element(config: RunConfig, worker: Worker) -> int:
+    """Bytes of a number that is computed with: 2 for bfloat16, 4 for float32."""
+    is_half = config.model.dtype == "bfloat16"
+    return 2 if is_half or (config.model.dtype == "auto" and worker.device == "gpu") else 4
+
+
+# What a worker holds before it loads anything: the process with torch, transformers and Ray
+# (measured: 0.7 GiB resident), or a CUDA context with the workspaces of cuBLAS and NCCL.
+OVERHEAD = {"cpu": 3 * GIB // 4, "gpu": 3 * GIB // 2}
+
+
+def _targeted(config: RunConfig, shape: ModelShape) -> list[tuple[int, int]]:
+    """Sizes (in, out) of one layer's linears that get an adapter."""
+    match config.adapter:
+        case LoraConfig(target=list(names)):
+            return [size for name, size in shape.linear.items() if _ends_with_one(name, names)]
+        case LoraConfig():
+            return list(shape.linear.values())
+        case _:
+            return []
+
+
+def _ends_with_one(name: str, targets: list[str]) -> bool:
+    return any(name == t or name.endswith(f".{t}") or t.endswith(f".{name}") for t in targets)
+
+
+def _weights(config: RunConfig, shape: ModelShape, shards: int, element: int) -> int:
+    """Bytes of the base model.
+
+    Nf4 takes 4 bits a weight and a scale for 64 of them: 32 bits, or with double quantization
+    8 bits and 32 more for 256 scales (Dettmers et al. 2023, arXiv:2305.14314, section 3).
+    Sharded over workers (FSDP2), two layers and what lies outside the layers are whole at a time.
+    """
+    match config.adapter:
+        case QloraConfig(double_quantization=doubled):
+            bits = 4 + (8 / 64 + 32 / (64 * 256) if doubled else 32 / 64)
+        case _:
+            bits = 8 * element
+    in_linears = sum(wide * high for wide, high in shape.linear.values())  # of one layer
+    outside = (shape.parameters - shape.layers * in_linears) * element
+    layer = in_linears * bits / 8
+    if shards == 1:
+        return round(outside + shape.layers * layer)
+    return round((outside + shape.layers * layer) / shards + outside + 2 * layer)
+
+
+def _activations(config: RunConfig, shape: ModelShape, tokens: int, element: int) -> int:
+    """Bytes that the forward pass keeps for the backward pass.
+
+    As Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1) count them, for gated MLPs, RMSNorm,
+    grouped keys and fused attention, which keeps no scores. A layer keeps for each token:
+    - two residual states [hidden], in fp32, where the norms are computed;
+    - two normalized states [hidden], the inputs of the attention and of the MLP;
+    - queries and the attention's output [heads · head_dim], keys and values [kv_heads · head_dim];
+    - gate, up, activated gate and their product [intermediate]; torch.compile recomputes the
+      activated gate, and keeps the residual states in the model's own precision;
+    - with dropout a masked copy of each adapter's input;
+    - with eager attention the scores, in fp32 and in the model's precision [heads · length].
+    Checkpointing keeps a layer's input alone, and one layer in full while it is recomputed. The
+    backward pass holds three gradients [intermediate]; packs share one mask [length²].
+    """
+    compiled, length = config.train.compile, config.data.max_length
+    query, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    kept = 2 * shape.hidden + 2 * query + 2 * keys + (3 if compiled else 4) * shape.intermediate
+    layer = kept * element + 2 * shape.hidden * (element if compiled else 4)
+    if isinstance(config.adapter, LoraConfig) and config.adapter.dropout:
+        layer += sum(wide for wide, _ in _targeted(config, shape)) * element
+    if config.model.attention == "eager":
+        layer += shape.heads * length * (4 + element)
+    layers = shape.layers * layer
+    if config.train.activation_checkpointing:
+        layers = shape.layers * shape.hidden * element + layer
+    mask = length * (1 + element) if config.data.packing else 0
+    return tokens * (layers + 3 * shape.intermediate * element + mask)
+
+
+def _logits(shape: ModelShape, tokens: int, element: int, *, trains_head: bool) -> int:
+    """Bytes of the chunked cross-entropy: a chunk of logits, and states with their gradients."""
+    chunk = min(LOGITS_AT_ONCE, tokens * shape.vocab)
+    of_head = shape.vocab * shape.hidden * 4 if trains_head else 0
+    states = 2 * tokens * shape.hidden * element
+    return chunk * (8 + (element if element < 4 else 0)) + states + of_head

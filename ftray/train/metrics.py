@@ -1,0 +1,149 @@
+"""Step metrics: one JSON line a step in `metrics.jsonl`, and the trackers that a run names."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from ftray import runs, storage
+from ftray.config.run import RunConfig
+from ftray.errors import ConfigError
+from ftray.runs import Run
+
+Value = int | float | str | None
+Line = Mapping[str, Value]
+
+_PUT_SECONDS = 10.0
+
+
+class Sink(Protocol):
+    """Something that takes the metrics of a run's steps."""
+
+    def write(self, line: Line) -> None:
+        """Take the numbers of one step or one evaluation; `step` is among them."""
+
+    def close(self) -> None:
+        """Make everything that was written durable."""
+
+
+class MetricsFile:
+    """`metrics.jsonl`: appended live on a local root, put whole on an object store.
+
+    Floats are written with repr precision, so that two runs can be compared exactly. Opening it
+    for step `start` drops the lines of later steps, which a restarted run computes again.
+    """
+
+    def __init__(self, run: Run, start: int) -> None:
+        self._path = storage.join(run.folder, "metrics.jsonl")
+        self._lines = [json.dumps(line) for line in runs.read_metrics(run) if line["step"] <= start]
+        self._put_at = 0.0
+        self._put()
+
+    def write(self, line: Line) -> None:
+        """Append one line; on an object store it is visible within ten seconds."""
+        text = json.dumps(line)
+        self._lines.append(text)
+        if not storage.is_uri(self._path):
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        elif time.monotonic() - self._put_at > _PUT_SECONDS:
+            self._put()
+
+    def close(self) -> None:
+        """Put what is not yet visible."""
+        if storage.is_uri(self._path):
+            self._put()
+
+    def _put(self) -> None:
+        storage.write(self._path, "".join(line + "\n" for line in self._lines).encode())
+        self._put_at = time.monotonic()
+
+
+def open_trackers(config: RunConfig, run: Run, start: int) -> Sequence[Sink]:
+    """Open what `tracking` names; a package that is missing is a clear error."""
+    return [_open_tracker(kind, config, run, start) for kind in config.tracking]
+
+
+def _open_tracker(kind: str, config: RunConfig, run: Run, start: int) -> Sink:
+    try:
+        match kind:
+            case "tensorboard":
+                return TensorBoard(run, start)
+            case "mlflow":
+                return MLflow(config)
+            case _:
+                return WeightsAndBiases(config)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"tracking: {kind} needs the package {error.name}", f"pip install 'ftray[{kind}]'"
+        ) from None
+
+
+class TensorBoard:
+    """Event files under the run's folder: `tensorboard --logdir <root>/runs`."""
+
+    def __init__(self, run: Run, start: int) -> None:
+        from tensorboardX import SummaryWriter  # late: an optional tracker
+
+        folder = storage.join(run.folder, "tensorboard")
+        self._writer = SummaryWriter(folder, purge_step=start + 1)
+
+    def write(self, line: Line) -> None:
+        """Write each number as a scalar of its step, and each text as a text."""
+        for key, value in line.items():
+            if isinstance(value, str):
+                self._writer.add_text(key, value, line["step"])
+            elif value is not None and key not in ("step", "time"):
+                self._writer.add_scalar(key, value, line["step"])
+
+    def close(self) -> None:
+        """Flush the event file."""
+        self._writer.close()
+
+
+class MLflow:
+    """An MLflow run of the same name, at the server that MLFLOW_TRACKING_URI names."""
+
+    def __init__(self, config: RunConfig) -> None:
+        import mlflow  # late: an optional tracker
+
+        self._mlflow = mlflow
+        mlflow.set_experiment("ftray")
+        self._run = mlflow.start_run(run_name=config.name)
+        mlflow.log_dict(config.model_dump(mode="json"), "run.yaml")
+
+    def write(self, line: Line) -> None:
+        """Log the numbers of one step."""
+        self._mlflow.log_metrics(_numbers(line), step=int(line["step"] or 0))
+
+    def close(self) -> None:
+        """End the MLflow run."""
+        self._mlflow.end_run()
+
+
+class WeightsAndBiases:
+    """A Weights & Biases run with the run's name as id, so that a resumed run continues it."""
+
+    def __init__(self, config: RunConfig) -> None:
+        import wandb  # late: an optional tracker
+
+        tree = config.model_dump(mode="json")
+        self._run = wandb.init(
+            project="ftray", name=config.name, id=config.name, resume="allow", config=tree
+        )
+
+    def write(self, line: Line) -> None:
+        """Log the numbers of one step."""
+        self._run.log(_numbers(line), step=int(line["step"] or 0))
+
+    def close(self) -> None:
+        """Finish the upload."""
+        self._run.finish()
+
+
+def _numbers(line: Line) -> dict[str, float]:
+    return {
+        key: float(value)
+        for key, value in line.items()
+        if isinstance(value, int | float) and key not in ("step", "time")
+    }

@@ -1,0 +1,102 @@
+"""Data parallelism over a process group: who I am, replicated (DDP) or sharded (FSDP2) models."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+from ftray.model.loss import LanguageModel
+
+
+@dataclass(frozen=True)
+class Place:
+    """One worker of a training group."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this worker speaks and writes for all."""
+        return self.rank == 0
+
+
+def replicate(parameters: Iterable[Tensor]) -> None:
+    """Give every worker the first worker's values: the start of data parallelism."""
+    if dist.is_initialized():
+        for parameter in parameters:
+            dist.broadcast(parameter.detach(), src=0)
+
+
+def shard(model: LanguageModel, trainable: dict[str, nn.Parameter], *, full: bool) -> None:
+    """Shard the model's weights over all workers in place (FSDP2, arXiv:2304.11277).
+
+    With adapters only the frozen base is sharded: adapters are small, so they stay whole on every
+    worker, and their gradients are summed by `sum_gradients`. With full fine-tuning every weight
+    is sharded and FSDP sums the gradients itself.
+    """
+    whole = set() if full else set(trainable.values())
+    mesh = init_device_mesh(_device_type(model), (dist.get_world_size(),))
+    for layer in [*model.layers, model]:
+        own = whole & set(layer.parameters())
+        fully_shard(layer, mesh=mesh, ignored_params=own)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # The loss is already divided by the label tokens of the global batch: sum, no mean.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(model, "generate")
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Sum replicated gradients over all workers, in place, in buckets of at most 64 MiB.
+
+    Gradients accumulate locally over the micro-batches of a step and cross the network once.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    for bucket in _buckets([_gradient(parameter) for parameter in parameters]):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        dist.all_reduce(flat)
+        pieces = flat.split([gradient.numel() for gradient in bucket])
+        for gradient, piece in zip(bucket, pieces, strict=True):
+            gradient.copy_(piece.view_as(gradient))
+
+
+def total(values: list[float], device: torch.device) -> list[float]:
+    """Sum each value over all workers, in fp64."""
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    return list(sums.tolist())
+
+
+_BUCKET_BYTES = 64 * 2**20
+
+
+def _buckets(gradients: list[Tensor]) -> list[list[Tensor]]:
+    buckets: list[list[Tensor]] = []
+    room = 0
+    for gradient in gradients:
+        size = gradient.numel() * gradient.element_size()
+        if size > room or buckets[-1][0].dtype != gradient.dtype:
+            buckets.append([])
+            room = _BUCKET_BYTES
+        buckets[-1].append(gradient)
+        room -= size
+    return buckets
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def _device_type(model: nn.Module) -> str:
+    return next(model.parameters()).device.type

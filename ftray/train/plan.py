@@ -1,0 +1,221 @@
+"""What a run will be before anything starts: batches, trained parameters, memory, verdict."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ftray.config.base import override
+from ftray.config.cluster import ClusterConfig, NodesConfig
+from ftray.config.run import LoraConfig, RunConfig
+from ftray.errors import ConfigError
+from ftray.model.shape import ModelShape
+from ftray.train.advice import advice
+from ftray.train.machine import Machine
+from ftray.train.memory import (
+    GIB,
+    Memory,
+    Worker,
+    bytes_per_element,
+    estimate,
+    strategy,
+    trainable,
+)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is made: workers × micro × accumulation = size, in packs or rows."""
+
+    size: int
+    workers: int
+    micro: int
+    accumulation: int
+    unit: Literal["packs", "rows"]
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer of `ftray check`; what cannot be known here is None, and `verdict` says why."""
+
+    config: dict[str, Any]
+    batch: BatchPlan
+    method: str
+    strategy: Literal["ddp", "fsdp"]
+    dtype: Literal["float32", "bfloat16"]
+    worker: Worker
+    parameters: int | None
+    trainable: int | None
+    memory: Memory | None
+    fits: bool | None
+    verdict: str
+    warnings: tuple[str, ...]
+
+
+def make_plan(
+    config: RunConfig, shape: ModelShape | None, cluster: ClusterConfig | None, machine: Machine
+) -> Plan:
+    """Plan a run for the cluster's nodes, or for this machine where the cluster names none."""
+    worker = worker_of(config, cluster, machine)
+    micro = choose_micro_batch(config, shape, worker)
+    memory = None if shape is None else estimate(config, shape, worker, micro)
+    shortage = _shortage(config, worker, _nodes(cluster, machine))
+    fits, verdict = _verdict(config, shape, worker, memory)
+    return Plan(
+        config=config.model_dump(mode="json"),
+        batch=_batch(config, micro),
+        method=config.adapter.method,
+        strategy=strategy(config),
+        dtype="bfloat16" if bytes_per_element(config, worker) == 2 else "float32",
+        worker=worker,
+        parameters=None if shape is None else shape.parameters,
+        trainable=None if shape is None else trainable(config, shape),
+        memory=memory,
+        fits=False if shortage else fits,
+        verdict=shortage or verdict,
+        warnings=advice(config),
+    )
+
+
+def choose_micro_batch(config: RunConfig, shape: ModelShape | None, worker: Worker) -> int:
+    """Resolve `train.micro_batch_size`: auto is the largest divisor of a worker's share that fits.
+
+    Where the model's shape or the worker's memory is unknown it is 1, the only safe guess; so it
+    is where nothing fits.
+    """
+    if config.train.micro_batch_size != "auto":
+        return config.train.micro_batch_size
+    if shape is None or worker.memory is None:
+        return 1
+    share = config.train.global_batch_size // config.scaling.num_workers
+    divisors = [micro for micro in range(1, share + 1) if share % micro == 0]
+    fitting = [m for m in divisors if estimate(config, shape, worker, m).peak <= worker.memory]
+    return max(fitting, default=1)
+
+
+def worker_of(config: RunConfig, cluster: ClusterConfig | None, machine: Machine) -> Worker:
+    """Say what one training worker runs on: a GPU or its share of one, or a share of a host."""
+    nodes = _nodes(cluster, machine)
+    gpus, count = config.scaling.gpus_per_worker, config.scaling.num_workers
+    with_gpus = [node for node in nodes if node.gpus]
+    if gpus == "auto":
+        gpus = 1.0 if with_gpus else 0.0
+    where = "the cluster file" if cluster is not None and cluster.nodes else "this machine"
+    if not nodes:
+        return Worker("gpu" if gpus else "cpu", count, None, "the cluster file names no nodes")
+    if not gpus:
+        return _on_cpu(count, nodes, cluster, where)
+    sizes = [node.gpu_memory_gib for node in with_gpus if node.gpu_memory_gib is not None]
+    if not sizes:
+        return Worker("gpu", count, None, f"{where} has no GPU")
+    usable = min(sizes) * min(1.0, gpus) * _USABLE_OF_GPU
+    source = f"{where}: a GPU of {min(sizes):.0f} GiB, of which {_USABLE_OF_GPU:.0%} can be used"
+    return Worker("gpu", count, int(usable * GIB), source)
+
+
+_USABLE_OF_GPU = 0.95  # the caching allocator cannot use every gap
+_RAY_STORE = 0.3  # of a host's memory goes to Ray's object store unless the cluster file says less
+_DRIVER = 1.0  # GiB for Ray itself, the driver and the data tasks
+
+
+def _nodes(cluster: ClusterConfig | None, machine: Machine) -> list[NodesConfig]:
+    if cluster is not None and (cluster.nodes or cluster.address != "local"):
+        return cluster.nodes
+    limit = None if cluster is None else cluster.num_gpus
+    gpus = machine.gpus if limit is None else machine.gpus[:limit]
+    return [
+        NodesConfig(
+            cpus=machine.cpus,
+            memory_gib=machine.memory / GIB,
+            gpus=len(gpus),
+            gpu_memory_gib=min(gpus) / GIB if gpus else None,
+        )
+    ]
+
+
+def _on_cpu(
+    count: int, nodes: list[NodesConfig], cluster: ClusterConfig | None, where: str
+) -> Worker:
+    host = min(node.memory_gib for node in nodes)
+    fixed = None if cluster is None else cluster.object_store_memory
+    store = host * _RAY_STORE if fixed is None else fixed / GIB
+    neighbours = math.ceil(count / sum(node.count for node in nodes))
+    usable = max(0.0, host - store - _DRIVER) / neighbours
+    source = (
+        f"{where}: {host:.1f} GiB, less {store:.1f} for Ray's object store and {_DRIVER:.0f} for "
+        f"the driver, for {neighbours} worker{'s' if neighbours > 1 else ''}"
+    )
+    return Worker("cpu", count, int(usable * GIB), source)
+
+
+def _batch(config: RunConfig, micro: int) -> BatchPlan:
+    size, workers = config.train.global_batch_size, config.scaling.num_workers
+    return BatchPlan(
+        size=size,
+        workers=workers,
+        micro=micro,
+        accumulation=size // (workers * micro),
+        unit="packs" if config.data.packing else "rows",
+        max_tokens=size * config.data.max_length,
+    )
+
+
+def _shortage(config: RunConfig, worker: Worker, nodes: list[NodesConfig]) -> str:
+    if worker.device == "cpu" or not nodes:
+        return ""
+    each = config.scaling.gpus_per_worker
+    wanted = config.scaling.num_workers * (1.0 if each == "auto" else each)
+    found = sum(node.count * node.gpus for node in nodes)
+    return f"{wanted:g} GPUs are needed and there are {found}" if wanted > found else ""
+
+
+def _verdict(
+    config: RunConfig, shape: ModelShape | None, worker: Worker, memory: Memory | None
+) -> tuple[bool | None, str]:
+    if shape is None or memory is None:
+        return None, (
+            f"the shape of '{config.model.name}' is not known on this machine, so parameters and "
+            "memory are not estimated; they will be once the model is in the local cache"
+        )
+    if worker.memory is None:
+        return None, f"{memory.peak / GIB:.1f} GiB are needed; what there is: {worker.source}"
+    numbers = f"{memory.peak / GIB:.1f} of {worker.memory / GIB:.1f} GiB"
+    if memory.peak <= worker.memory:
+        return True, f"fits: {numbers}"
+    remedies = _remedies(config, shape, worker)
+    return False, f"does not fit: {numbers}; " + (
+        f"would fit: {' | '.join(remedies)}" if remedies else "no single setting is enough"
+    )
+
+
+def _remedies(config: RunConfig, shape: ModelShape, worker: Worker) -> list[str]:
+    """Settings each of which alone would make the run fit, the cheapest first."""
+    changes: list[dict[str, Any]] = [
+        {"train.micro_batch_size": "auto"},
+        {"train.activation_checkpointing": True},
+        {"train.activation_checkpointing": True, "train.micro_batch_size": 1},
+        {"scaling.strategy": "fsdp"},
+        {"train.optimizer": "adamw_8bit"},
+        {"data.max_length": config.data.max_length // 2},
+        {"adapter": {"method": "lora"}},
+    ]
+    if isinstance(config.adapter, LoraConfig):
+        changes[-1] = {"adapter.method": "qlora"}
+    return [
+        " ".join(f"{key}={value}" for key, value in change.items())
+        for change in changes
+        if _would_fit(config, change, shape, worker)
+    ]
+
+
+def _would_fit(
+    config: RunConfig, change: dict[str, Any], shape: ModelShape, worker: Worker
+) -> bool:
+    try:
+        changed = override(config, change)
+    except ConfigError:
+        return False  # a length below the least, for example
+    micro = choose_micro_batch(changed, shape, worker)
+    return worker.memory is not None and (
+        estimate(changed, shape, worker, micro).peak <= worker.memory
+    )

@@ -1,0 +1,129 @@
+"""One optimizer step over one global batch, and the token-weighted loss of an eval set."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ftray.config.run import TrainConfig
+from ftray.data.batches import Batch, Pack, collate
+from ftray.data.shards import Rows
+from ftray.train.optim import clip_gradients
+from ftray.train.parallel import Place, sum_gradients, total
+from ftray.train.trainee import Trainee
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one global batch showed; counts are over all workers."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    label_tokens: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward and backward pass: packs at `positions` of the global batch."""
+
+    batch: Batch
+    positions: list[int]
+    samples: int
+
+
+def share(size: int, place: Place, micro: int) -> list[list[int]]:
+    """Return this worker's micro-batches as positions in a global batch of `size` packs.
+
+    Worker r of W takes positions [(a·W + r)·micro, …) in accumulation round a. Each worker gets
+    the same number of micro-batches; where the last round is short some are short or empty.
+    """
+    stride = place.world_size * micro
+    starts = range(place.rank * micro, _round_up(size, stride), stride)
+    return [list(range(start, min(start + micro, size))) for start in starts]
+
+
+def micro_batch(
+    rows: Rows, packs: Sequence[Pack], positions: list[int], max_length: int
+) -> MicroBatch:
+    """Collate the packs at `positions` of a global batch.
+
+    Without positions it is a copy of the first pack without labels: it adds nothing to the loss,
+    and keeps this worker's collectives in step with the others'.
+    """
+    batch = collate(rows, [packs[position] for position in positions or [0]], max_length)
+    samples = sum(len(packs[position]) for position in positions)
+    return MicroBatch(batch if positions else _unlabelled(batch), positions or [0], samples)
+
+
+def train_step(
+    trainee: Trainee, work: Sequence[MicroBatch], place: Place, train: TrainConfig, step: int
+) -> StepResult:
+    """Accumulate the gradient of the global batch's mean label-token loss, sum it and clip it.
+
+    Every token weighs the same, whichever worker or micro-batch it falls in: each local sum is
+    divided by the label tokens of the whole global batch.
+    """
+    tokens, label_tokens, samples = _counts(work, place.device)
+    local_loss = 0.0
+    for micro in work:
+        seeds = [row_seed(train.seed, step, position) for position in micro.positions]
+        trainee.attached.routing.seed_rows(seeds)
+        loss = _loss_sum(trainee, micro.batch, place.device) / max(1, label_tokens)
+        loss.backward()
+        local_loss += loss.item()
+    parameters = list(trainee.attached.trainable.values())
+    if not trainee.sums_own_gradients:
+        sum_gradients(parameters)
+    [loss_sum] = total([local_loss], place.device)
+    norm = clip_gradients(parameters, train.max_grad_norm)
+    return StepResult(loss_sum, norm, tokens, label_tokens, samples)
+
+
+@torch.no_grad()
+def eval_loss(trainee: Trainee, work: Iterable[MicroBatch], place: Place) -> float:
+    """Mean loss over all label tokens of all workers' batches, in nats."""
+    local_loss, local_labels = 0.0, 0
+    trainee.model.eval()
+    for micro in work:
+        local_loss += _loss_sum(trainee, micro.batch, place.device).item()
+        local_labels += micro.batch.label_tokens
+    trainee.model.train()
+    loss_sum, label_tokens = total([local_loss, local_labels], place.device)
+    return loss_sum / label_tokens
+
+
+def row_seed(seed: int, step: int, position: int) -> int:
+    """Seed of one pack's dropout masks: a hash in [0, 2⁶³) that no worker or company changes."""
+    text = f"{seed} {step} {position}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def _counts(work: Sequence[MicroBatch], device: torch.device) -> tuple[int, int, int]:
+    """Tokens, label tokens and samples of a global batch, over all workers."""
+    local = [
+        sum(micro.batch.tokens for micro in work),
+        sum(micro.batch.label_tokens for micro in work),
+        sum(micro.samples for micro in work),
+    ]
+    tokens, label_tokens, samples = total([float(count) for count in local], device)
+    return round(tokens), round(label_tokens), round(samples)
+
+
+def _unlabelled(batch: Batch) -> Batch:
+    nothing = torch.full_like(batch.labels, -100)
+    return replace(batch, labels=nothing, label_tokens=0, tokens=0)
+
+
+def _loss_sum(trainee: Trainee, batch: Batch, device: torch.device) -> Tensor:
+    tensors = (batch.input_ids, batch.labels, batch.position_ids)
+    with trainee.precision():
+        loss: Tensor = trainee.model(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+    return loss
+
+
+def _round_up(number: int, of: int) -> int:
+    return -(-number // of) * of

@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from ftray import runs
+from ftray.config.run import RunConfig
+from ftray.errors import ConfigError
+from ftray.runs import Run
+from ftray.train.metrics import MetricsFile, TensorBoard, open_trackers
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    made = Run(str(tmp_path), "tickets")
+    Path(made.folder).mkdir(parents=True)
+    return made
+
+
+def test_a_line_can_be_read_as_soon_as_it_is_written(run: Run) -> None:
+    MetricsFile(run, 0).write({"step": 1, "loss": 0.1 + 0.2})
+    assert runs.read_metrics(run) == [{"step": 1, "loss": 0.30000000000000004}]
+
+
+def test_a_restart_drops_the_lines_of_the_steps_that_come_again(run: Run) -> None:
+    first = MetricsFile(run, 0)
+    for step in (1, 2, 3):
+        first.write({"step": step, "loss": float(step)})
+    MetricsFile(run, 2).write({"step": 3, "loss": 9.0})
+    assert [line["loss"] for line in runs.read_metrics(run)] == [1.0, 2.0, 9.0]
+
+
+def test_a_restart_drops_a_line_that_was_torn(run: Run) -> None:
+    path = Path(run.folder) / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    MetricsFile(run, 1).write({"step": 2, "loss": 2.0})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_on_an_object_store_the_file_is_whole_after_closing() -> None:
+    run = Run("memory://metrics-test", "tickets")
+    file = MetricsFile(run, 0)
+    for step in (1, 2, 3):
+        file.write({"step": step, "loss": 1.0})
+    file.close()
+    assert [line["step"] for line in runs.read_metrics(run)] == [1, 2, 3]
+
+
+def test_tensorboard_writes_event_files_below_the_run(run: Run) -> None:
+    board = TensorBoard(run, 0)
+    board.write({"step": 1, "loss": 0.5, "mfu": None, "samples": "a prompt"})
+    board.close()
+    assert list(Path(run.folder, "tensorboard").glob("events.*"))
+
+
+def test_a_tracker_that_is_not_installed_names_its_extra(run: Run) -> None:
+    config = RunConfig.model_validate(
+        {"name": "x", "data": {"train": "a"}, "train": {"epochs": 1}, "tracking": ["mlflow"]}
+    )
+    with pytest.raises(ConfigError, match="mlflow needs the package mlflow") as caught:
+        open_trackers(config, run, 0)
+    assert "pip install 'ftray[mlflow]'" in caught.value.hint
