@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from typing import NoReturn
 
 from rich.console import Console
@@ -90,6 +90,7 @@ class _Parser(argparse.ArgumentParser):
 def _log_to_stderr(*, verbose: bool) -> None:
     """Let ftray speak at INFO and libraries at WARNING."""
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # names a kernel we do not use
     logging.getLogger("ftray").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
@@ -109,4 +110,8 @@ _WIDE = 1000
 
 
 def _plain(value: object) -> object:
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
+    """Fields and properties of a dataclass: what is derived, as a perplexity, is an answer too."""
+    if not is_dataclass(value):
+        return str(value)
+    derived = {name: p for name, p in vars(type(value)).items() if isinstance(p, property)}
+    return {**vars(value), **{name: p.__get__(value) for name, p in derived.items()}}

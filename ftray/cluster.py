@@ -165,10 +165,10 @@ def _connect(config: ClusterConfig) -> None:
                 object_store_memory=store or _object_store_bytes(),
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
             )
         else:
-            ray.init(config.address, log_to_driver=False, logging_level=logging.WARNING)
+            ray.init(config.address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(
             f"cannot connect to the Ray cluster at '{config.address}': {error}",

@@ -4,16 +4,15 @@ import os
 import socket
 from dataclasses import dataclass
 
-import psutil  # type: ignore[import-untyped]  # ships no types
+import psutil
 
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """A process of some host. The start time tells it from a later one with the same number."""
+    """A process of some host."""
 
     host: str
     pid: int
-    started: float  # unix seconds
 
     @property
     def is_me(self) -> bool:
@@ -26,9 +25,8 @@ class Owner:
         if self.host != _host():
             return False
         try:
-            process = psutil.Process(self.pid)
-            is_another = abs(process.create_time() - self.started) > 1.0
-            return bool(is_another or process.status() == psutil.STATUS_ZOMBIE)
+            # killed, but its parent has not taken notice
+            return bool(psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return True
         except psutil.AccessDenied:
@@ -37,7 +35,7 @@ class Owner:
 
 def this_process() -> Owner:
     """Return the calling process."""
-    return Owner(host=_host(), pid=os.getpid(), started=psutil.Process().create_time())
+    return Owner(host=_host(), pid=os.getpid())
 
 
 def _host() -> str:

@@ -27,14 +27,20 @@ Metrics = dict[str, Any]  # one line of metrics.jsonl: numbers and nulls
 
 @dataclass(frozen=True)
 class Run:
-    """A run's place below a storage root."""
+    """A run's place below a storage root; ConfigError when the name could lead out of it."""
 
     root: str
     name: str
 
+    def __post_init__(self) -> None:
+        try:
+            check_name(self.name, "run name")
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
     @property
     def folder(self) -> str:
-        """The run's folder; its name has been checked by whoever made this."""
+        """The run's folder."""
         return storage.join(self.root, "runs", self.name)
 
 
@@ -72,7 +78,7 @@ def open_run(root: str, config: RunConfig, *, overwrite: bool = False) -> Run:
     Raises ConfigError when the name is taken: by a run that has finished, that has another config,
     or that another process is running.
     """
-    run = _named(root, config.name)
+    run = Run(root, config.name)
     status = _stored_status(run)
     if status is not None:
         _refuse_if_alive(run, status)
@@ -141,7 +147,7 @@ def list_runs(root: str) -> dict[str, Status]:
     found = {}
     for name in storage.names(storage.join(root, "runs")):
         try:
-            found[name] = read_status(_named(root, name))
+            found[name] = read_status(Run(root, name))
         except (ConfigError, RecordError):
             logger.debug("%s/runs/%s is no run", root, name)  # a foreign or half-written folder
     return found
@@ -149,7 +155,7 @@ def list_runs(root: str) -> dict[str, Status]:
 
 def delete_run(root: str, name: str, *, force: bool = False) -> None:
     """Delete a run with its checkpoints; published adapters stay. One that is alive needs force."""
-    run = _named(root, name)
+    run = Run(root, name)
     status = _stored_status(run)
     if status is None:
         raise _unknown(run)
@@ -204,13 +210,6 @@ def prune(run: Run, keep: int) -> list[CheckpointRecord]:
         if attempt < latest:
             storage.delete(checkpoint_folder(run, step, attempt))
     return surplus
-
-
-def _named(root: str, name: str) -> Run:
-    try:
-        return Run(root, check_name(name, "run name"))
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
 
 
 def _status_path(run: Run) -> str:

@@ -48,28 +48,25 @@ def run_result(found: "RunResult") -> RenderableType:
 def quickstart(found: "QuickstartResult") -> RenderableType:
     """The before/after table and the next commands."""
     table = _table("held-out answers", "before", "after")
-    table.add_row(
-        "exact match", f"{found.before.exact_match:.0%}", f"{found.after.exact_match:.0%}"
-    )
+    table.add_row("exact match", _percent(found.before), _percent(found.after))
     table.add_row("loss", f"{found.before.loss:.3f}", f"{found.after.loss:.3f}")
     return Group(table, "", run_result(found.run))
 
 
 def evaluation(found: "EvalResult") -> RenderableType:
     """The measures of one adapter on one data set."""
-    match_ = "–" if found.exact_match is None else f"{found.exact_match:.1%}"
     return _facts(
         {
             "loss": f"{found.loss:.4f}",
             "perplexity": f"{found.perplexity:.2f}",
-            "exact match": match_,
+            "exact match": _percent(found),
             "examples": str(found.examples),
         }
     )
 
 
 def preview(found: Sequence["PreviewRow"]) -> RenderableType:
-    """Rows as the model sees them: trained tokens green, or between « and » without colour."""
+    """Rows as the model sees them: what is trained stands between « and », and in green."""
     return Group(*(_preview_row(row) for row in found))
 
 
@@ -173,7 +170,10 @@ def _verdict(found: "Plan") -> Text:
 def _preview_row(row: "PreviewRow") -> RenderableType:
     text = Text(f"── {row.source}: {row.tokens} tokens, {row.trained} trained\n", style="dim")
     for piece in row.pieces:
-        text.append(piece.text, style="green" if piece.trained else "default")
+        if piece.trained:
+            text.append("«", style="dim").append(piece.text, style="green").append("»", style="dim")
+        else:
+            text.append(piece.text)
     return text.append("\n")
 
 
@@ -182,6 +182,10 @@ def _record_cells(record: "AdapterRecord") -> tuple[str, ...]:
     shown = "–" if loss is None else f"{loss:.4f}"
     rank = "–" if record.rank is None else str(record.rank)
     return record.ref, record.method, rank, record.base.name, shown
+
+
+def _percent(found: "EvalResult") -> str:
+    return "–" if found.exact_match is None else f"{found.exact_match:.1%}"
 
 
 def _measures(line: Mapping[str, object] | None, *keys: str) -> dict[str, str]:

@@ -144,7 +144,7 @@ def _add_adapters_verbs(top: "Verbs[ArgumentParser]") -> None:
     )
     verb.add_argument("name", metavar="NAME", help="name to publish it under")
     verb.add_argument("folder", metavar="FOLDER", help="with adapter_config.json and safetensors")
-    base = "base model it belongs to (default: the one that adapter_config.json names)"
+    base = "base model that it belongs to (default: the built-in one)"
     verb.add_argument("--base", metavar="MODEL", help=base)
     _add_storage(verb)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ftray.config.run import DataConfig
 from ftray.data.examples import Completion, Conversation, Text, parse_example
@@ -51,16 +51,6 @@ class Piece:
 
     text: str
     trained: bool
-
-
-def load_renderer(folder: Path, data: DataConfig) -> "Renderer":
-    """Build the renderer of a model folder's tokenizer."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{folder}: no tokenizer can be loaded: {reason}") from None
-    return Renderer(tokenizer, data)
 
 
 class Renderer:
@@ -186,7 +176,7 @@ def _first_unlearned(before: list[int], after: list[int]) -> Tokens:
 
 def _chat_template(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> ChatTemplate:
     """Return the configured template, an empty one where rows are raw text."""
-    special_tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    special_tokens = dict(tokenizer.special_tokens_map)
     match data.chat_template:
         case _ if data.format == "text":
             return ChatTemplate("", {})

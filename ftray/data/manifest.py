@@ -99,21 +99,21 @@ def shard_name(number: int) -> str:
 def publish_shard(folder: str, data: bytes, record: ShardRecord) -> None:
     """Put a shard and then its record; who comes second with the same shard changes nothing."""
     storage.create(storage.join(folder, shard_name(record.number)), data)
-    storage.create(storage.join(folder, _record_name(record.number)), _to_json(record))
+    storage.create(storage.join(folder, _record_name(record.number)), _to_json(asdict(record)))
 
 
 def published_shards(folder: str) -> dict[int, ShardRecord]:
     """Return the records of the shards that exist, by number."""
     names = [name for name in storage.names(folder) if name.startswith("shard-")]
     paths = [storage.join(folder, name) for name in names if name.endswith(".json")]
-    records = [_shard_record(json.loads(storage.read(path))) for path in paths]
+    records = [ShardRecord(**json.loads(storage.read(path))) for path in paths]
     return {record.number: record for record in records}
 
 
 def publish_manifest(folder: str, manifest: Manifest) -> TokenSet:
     """Complete a token set: report, then manifest."""
     storage.write(storage.join(folder, "report.json"), _to_json(_report(manifest)))
-    storage.create(storage.join(folder, _MANIFEST), _to_json(_without_lines(manifest)))
+    storage.create(storage.join(folder, _MANIFEST), _to_json(asdict(_without_lines(manifest))))
     return _token_set(folder, manifest)
 
 
@@ -128,7 +128,7 @@ def read_manifest(folder: str) -> Manifest:
     """Read the manifest of a complete token set."""
     tree = json.loads(storage.read(storage.join(folder, _MANIFEST)))
     sources = [SourceRecord(**source) for source in tree.pop("sources")]
-    shards = [_shard_record(shard) for shard in tree.pop("shards")]
+    shards = [ShardRecord(**shard) for shard in tree.pop("shards")]
     return Manifest(**tree, sources=sources, shards=shards)
 
 
@@ -139,12 +139,8 @@ def _record_name(number: int) -> str:
     return f"shard-{number:06d}.json"
 
 
-def _shard_record(tree: dict[str, Any]) -> ShardRecord:
-    return ShardRecord(**tree)
-
-
-def _to_json(value: Any) -> bytes:
-    return json.dumps(value if isinstance(value, dict) else asdict(value), indent=1).encode()
+def _to_json(tree: dict[str, Any]) -> bytes:
+    return json.dumps(tree, indent=1).encode()
 
 
 def _without_lines(manifest: Manifest) -> Manifest:

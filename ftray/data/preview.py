@@ -6,8 +6,9 @@ from itertools import islice
 from pathlib import Path
 
 from ftray.config.run import DataConfig
-from ftray.data.chat import Piece, Renderer, load_renderer
+from ftray.data.chat import Piece, Renderer
 from ftray.data.files import SourceFile, find_sources, place, whole
+from ftray.data.renderer import load_renderer
 from ftray.data.tokenization import TokenizedRow, tokenize
 from ftray.errors import DataError
 

@@ -144,11 +144,21 @@ def _read_csv(part: Range) -> Iterator[Row | BadRow]:
     # a surrogate escape stands for a byte that is no UTF-8: found again in the row that it is in
     with open(part.path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file)
-        header, line = next(reader, []), reader.line_num + 1
-        for fields in reader:
-            if fields:
-                yield _parse_csv_row(line, header, fields)
-            line = reader.line_num + 1
+        try:
+            header, line = next(reader, []), reader.line_num + 1
+            _check_header(part.path, header)
+            for fields in reader:
+                if fields:
+                    yield _parse_csv_row(line, header, fields)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(f"{part.path} line {reader.line_num}: not CSV: {error}") from None
+
+
+def _check_header(path: str, header: list[str]) -> None:
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise DataError(f"{path}: the header has '{twice[0]}' twice")
 
 
 def _parse_csv_row(line: int, header: list[str], fields: list[str]) -> Row | BadRow:

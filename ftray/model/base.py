@@ -145,16 +145,12 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
 
 
 def resolve_dtype(model: ModelConfig, device: torch.device) -> torch.dtype:
-    """The precision that is computed in; what `auto` chose is logged with its reason."""
+    """The precision that is computed in; auto: bf16 where the device multiplies in it."""
     if model.dtype != "auto":
         return _DTYPES[model.dtype]
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        dtype, reason = torch.bfloat16, "this GPU multiplies in bf16"
-    else:
-        where = "a GPU without bf16" if device.type == "cuda" else "CPU"
-        dtype, reason = torch.float32, f"the default on {where}"
-    logger.info("model.dtype=%s: %s", str(dtype).removeprefix("torch."), reason)
-    return dtype
+    on_gpu = device.type == "cuda"
+    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float32
 
 
 def _downloaded(model: ModelConfig) -> Path:

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils.logging import disable_progress_bar
 
 from ftray.config.run import BUILTIN_MODEL
 from ftray.errors import ModelError
@@ -56,6 +57,7 @@ def _gguf() -> Path:
 
 
 def _convert(source: Path, target: Path) -> None:
+    disable_progress_bar()
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True)

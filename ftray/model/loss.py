@@ -201,12 +201,18 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
 
 
 def _greedy(max_new_tokens: int, eos_ids: Sequence[int], pad: int) -> GenerationConfig:
+    """The likeliest token each time: what is left out would come from the model's own settings."""
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=list(eos_ids) or None,
         pad_token_id=pad,
         do_sample=False,
         num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
         use_cache=True,
     )
 

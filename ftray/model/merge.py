@@ -5,28 +5,32 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ftray.config.run import ModelConfig
 from ftray.errors import ModelError
-from ftray.model.base import load_base, load_tokenizer
+from ftray.model.base import load_base, load_tokenizer, resolve_dtype
 from ftray.model.export import compare, export_full, load_with_peft, logits
 
 
 def merge(adapter_folder: Path, base_folder: Path, out: Path, model: ModelConfig) -> float:
     """Write base + scaling·B·A in the precision of `model.dtype`; `out` must not exist.
 
-    The base is read at that precision, never at 4 bits. Logits of the merged model are compared
-    with the adapter's; their largest difference, as a share of the largest logit, is returned.
-    `out` appears whole.
+    The base is read and merged in fp32 on the CPU, whatever it was trained in, and rounded once at
+    the end: 4 bytes a weight are needed. Before that, logits of the merged model are compared with
+    the adapter's; their largest difference, as a share of the largest logit, is returned. `out`
+    appears whole.
     """
     if out.exists():
         raise ModelError(f"{out} exists already", "name a folder that does not")
-    base = load_base(base_folder, model, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    base = load_base(base_folder, model.model_copy(update={"dtype": "float32"}), cpu)
     tuned = load_with_peft(base, adapter_folder)
     expected = logits(base)  # PEFT changed it in place: these are the adapter's
     merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)  # refuses NaN
     difference = compare(logits(merged), expected, "the merged model")
+    nn.Module.to(merged, resolve_dtype(model, cpu))
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     try:

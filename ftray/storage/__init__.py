@@ -198,7 +198,7 @@ class _Border:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         if error is not None and (isinstance(error, OSError) or _is_from_a_client(error)):
-            message = f"{self.action} {self.path}: {_reason(error)}"
+            message = f"{self.action} {self.path}: {_reason(error, self.path)}"
             raise StorageError(message, _hint(error, self.path)) from error
 
 
@@ -208,15 +208,22 @@ def _is_from_a_client(error: BaseException) -> bool:
     return package in ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure")
 
 
-def _reason(error: BaseException) -> str:
-    strerror = error.strerror if isinstance(error, OSError) else None
-    return strerror or str(error) or type(error).__name__
+def _reason(error: BaseException, path: str) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    says_the_path_again = path.endswith(text.lstrip("/"))
+    if isinstance(error, FileNotFoundError) and says_the_path_again:
+        return "there is no such file"
+    return text or type(error).__name__
 
 
 def _hint(error: BaseException, path: str) -> str:
     code = error.errno if isinstance(error, OSError) else None
     if "Credentials" in type(error).__name__:
         return "give credentials in the environment, e.g. AWS_PROFILE or AWS_ACCESS_KEY_ID"
+    if "Connect" in type(error).__name__:
+        return "check the network, and the endpoint if one is set (AWS_ENDPOINT_URL)"
     if code in (errno.ENOSPC, errno.EDQUOT):
         return "free some space, or choose another disk with FTRAY_HOME or storage=PATH"
     if isinstance(error, PermissionError) or code == errno.EROFS:

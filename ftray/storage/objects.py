@@ -125,7 +125,7 @@ def _scheme(path: str) -> str:
 
 
 def _filesystem(path: str) -> Any:
-    import fsspec  # type: ignore[import-untyped]  # late: local roots never pay for it
+    import fsspec  # late: local roots never pay for it
 
     scheme = _scheme(path)
     try:

@@ -17,6 +17,7 @@ from ftray.model.loss import LanguageModel
 
 _LOSS_ROWS = 8
 _ANSWER_ROWS = 16
+_SPARE_TOKENS = 8  # enough to see that an answer goes on
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,17 @@ def measure(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Values],
     data: DataConfig,
-    max_new_tokens: int,
 ) -> EvalResult:
-    """Measure a model on rows: teacher-forced loss, and greedy answers to each row's prompt."""
+    """Measure a model on rows: teacher-forced loss, and greedy answers to each row's prompt.
+
+    An answer is cut soon after the expected one's length: what is longer cannot match.
+    """
     if not rows:
         raise DataError("there are no rows to evaluate on")
     renderer = Renderer(tokenizer, data)
     loss, label_tokens = _loss(model, [renderer.render(row) for row in rows], data.max_length)
     prompts = [] if data.format == "text" else [renderer.render_prompt(row) for row in rows]
-    answers = _answers(model, tokenizer, prompts, max_new_tokens)
+    answers = _answers(model, tokenizer, prompts)
     return EvalResult(len(rows), label_tokens, loss / max(1, label_tokens), answers)
 
 
@@ -87,10 +90,7 @@ def _loss(model: LanguageModel, tokens: Sequence[Tokens], max_length: int) -> tu
 
 
 def _answers(
-    model: LanguageModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[Prompt],
-    max_new_tokens: int,
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]
 ) -> tuple[Answer, ...]:
     """Answer in batches of prompts of about the same length, which pads least."""
     stops = stop_tokens(tokenizer)
@@ -98,7 +98,9 @@ def _answers(
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), _ANSWER_ROWS):
         chosen = order[start : start + _ANSWER_ROWS]
-        found = model.generate([prompts[index].ids for index in chosen], max_new_tokens, stops)
+        expected = [tokenizer.encode(prompts[index].answer) for index in chosen]
+        longest = max(len(ids) for ids in expected) + _SPARE_TOKENS
+        found = model.generate([prompts[index].ids for index in chosen], longest, stops)
         for index, ids in zip(chosen, found, strict=True):
             prompt = prompts[index]
             asked, said = (str(tokenizer.decode(part)) for part in (prompt.ids, ids))

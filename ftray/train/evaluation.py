@@ -102,10 +102,11 @@ class Evaluation:
             answers = self._trainee.model.generate(
                 prompts, self._config.eval.sample_tokens, stop_tokens(self._tokenizer)
             )
-        return "\n\n".join(
+        return "\n".join(
             f"prompt: {self._text(prompt)}\nanswer: {self._text(answer)}"
             for prompt, answer in zip(prompts, answers, strict=True)
         )
 
     def _text(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        """One line."""
+        return " ".join(str(self._tokenizer.decode(ids, skip_special_tokens=True)).split())

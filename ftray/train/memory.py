@@ -58,7 +58,7 @@ def estimate(config: RunConfig, shape: ModelShape, worker: Worker, micro: int) -
         adapter=0 if is_full else trained * 4,
         gradients=owned * trained_element,
         optimizer=round(2 * owned * moment),
-        activations=_activations(config, shape, tokens, element),
+        activations=_activations(config, shape, tokens, worker),
         logits=_logits(shape, tokens, element, trains_head=is_full),
         overhead=OVERHEAD[worker.device],
         loading=shape.parameters * element,
@@ -90,8 +90,8 @@ def bytes_per_element(config: RunConfig, worker: Worker) -> int:
 
 
 # What a worker holds before it loads anything: the process with torch, transformers and Ray
-# (measured: 0.7 GiB resident), or a CUDA context with the workspaces of cuBLAS and NCCL.
-OVERHEAD = {"cpu": 3 * GIB // 4, "gpu": 3 * GIB // 2}
+# (measured: 0.41 GiB), or a CUDA context with the workspaces of cuBLAS and NCCL.
+OVERHEAD = {"cpu": GIB // 2, "gpu": 3 * GIB // 2}
 
 
 def _targeted(config: RunConfig, shape: ModelShape) -> list[tuple[int, int]]:
@@ -129,24 +129,26 @@ def _weights(config: RunConfig, shape: ModelShape, shards: int, element: int) ->
     return round((outside + shape.layers * layer) / shards + outside + 2 * layer)
 
 
-def _activations(config: RunConfig, shape: ModelShape, tokens: int, element: int) -> int:
+def _activations(config: RunConfig, shape: ModelShape, tokens: int, worker: Worker) -> int:
     """Bytes that the forward pass keeps for the backward pass.
 
     As Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1) count them, for gated MLPs, RMSNorm,
-    grouped keys and fused attention, which keeps no scores. A layer keeps for each token:
+    and fused attention, which keeps no scores. A layer keeps for each token:
     - two residual states [hidden], in fp32, where the norms are computed;
     - two normalized states [hidden], the inputs of the attention and of the MLP;
-    - queries and the attention's output [heads · head_dim], keys and values [kv_heads · head_dim];
+    - queries, keys, values and the attention's output [heads · head_dim]; keys and values are
+      repeated to as many heads as queries have, since packed sequences need a mask;
+    - that mask's row [length], which each layer keeps anew;
     - gate, up, activated gate and their product [intermediate]; torch.compile recomputes the
       activated gate, and keeps the residual states in the model's own precision;
     - with dropout a masked copy of each adapter's input;
     - with eager attention the scores, in fp32 and in the model's precision [heads · length].
     Checkpointing keeps a layer's input alone, and one layer in full while it is recomputed. The
-    backward pass holds three gradients [intermediate]; packs share one mask [length²].
+    backward pass holds three gradients [intermediate].
     """
     compiled, length = config.train.compile, config.data.max_length
-    query, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    kept = 2 * shape.hidden + 2 * query + 2 * keys + (3 if compiled else 4) * shape.intermediate
+    element, query = bytes_per_element(config, worker), shape.heads * shape.head_dim
+    kept = 2 * shape.hidden + 4 * query + length + (3 if compiled else 4) * shape.intermediate
     layer = kept * element + 2 * shape.hidden * (element if compiled else 4)
     if isinstance(config.adapter, LoraConfig) and config.adapter.dropout:
         layer += sum(wide for wide, _ in _targeted(config, shape)) * element
@@ -155,8 +157,13 @@ def _activations(config: RunConfig, shape: ModelShape, tokens: int, element: int
     layers = shape.layers * layer
     if config.train.activation_checkpointing:
         layers = shape.layers * shape.hidden * element + layer
-    mask = length * (1 + element) if config.data.packing else 0
-    return tokens * (layers + 3 * shape.intermediate * element + mask)
+    per_token = layers + 3 * shape.intermediate * element
+    return tokens * per_token * _HOLES[worker.device]
+
+
+# The C library's heap keeps holes where tensors were: a worker on CPU was measured to hold twice
+# the formula above, and just that with MALLOC_MMAP_THRESHOLD_=1000000. CUDA's allocator has few.
+_HOLES = {"cpu": 2, "gpu": 1}
 
 
 def _logits(shape: ModelShape, tokens: int, element: int, *, trains_head: bool) -> int:

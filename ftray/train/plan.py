@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import yaml
+
 from ftray.config.base import override
 from ftray.config.cluster import ClusterConfig, NodesConfig
 from ftray.config.run import LoraConfig, RunConfig
@@ -202,10 +204,14 @@ def _remedies(config: RunConfig, shape: ModelShape, worker: Worker) -> list[str]
     if isinstance(config.adapter, LoraConfig):
         changes[-1] = {"adapter.method": "qlora"}
     return [
-        " ".join(f"{key}={value}" for key, value in change.items())
+        " ".join(f"{key}={_as_yaml(value)}" for key, value in change.items())
         for change in changes
         if _would_fit(config, change, shape, worker)
     ]
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
 
 
 def _would_fit(

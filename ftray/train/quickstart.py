@@ -46,5 +46,4 @@ def _measure_base(config: RunConfig, heldout: str, root: str) -> EvalResult:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = LanguageModel(load_base(folder, config.model, device), Routing(device))
     rows = list(read_rows([heldout], config.data))
-    tokens = config.eval.sample_tokens
-    return measure(model, load_tokenizer(folder), rows, config.data, tokens)
+    return measure(model, load_tokenizer(folder), rows, config.data)

@@ -58,13 +58,14 @@ def build_trainee(config: RunConfig, folder: Path, place: Place, root: str) -> T
     replicate(attached.trainable.values())
     full = isinstance(config.adapter, FullConfig)
     is_sharded = strategy(config) == "fsdp"
+    dtype = resolve_dtype(config.model, place.device)
     if place.is_first:
         reason = "weights are sharded" if is_sharded else "each worker holds the whole model"
         logger.info("scaling.strategy=%s: %s", strategy(config), reason)
+        logger.info("model.dtype=%s on %s", str(dtype).removeprefix("torch."), place.device)
     if is_sharded:
         shard(model, attached.trainable, full=full)
     model.train()
-    dtype = resolve_dtype(config.model, place.device)
     return Trainee(model, attached, sums_own_gradients=is_sharded and full, dtype=dtype)
 
 

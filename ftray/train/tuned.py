@@ -26,14 +26,14 @@ from ftray.train.evaluate import EvalResult, measure
 def evaluate(ref: str, data: str, overrides: Sequence[str] = (), *, root: str) -> EvalResult:
     """Measure a published model on a data file, read in the format of its training data.
 
-    Overrides are run keys, such as `data.format=messages` or `eval.sample_tokens=128`.
+    Overrides are run keys, such as `data.format=messages`.
     """
     record = registry.resolve(root, ref)
     config = _eval_config(record, data, overrides)
     check_sources([data], config.data)
     model, tokenizer = load_tuned(record, root)
     rows = list(read_rows([data], config.data))
-    return measure(model, tokenizer, rows, config.data, config.eval.sample_tokens)
+    return measure(model, tokenizer, rows, config.data)
 
 
 def load_tuned(record: AdapterRecord, root: str) -> tuple[LanguageModel, PreTrainedTokenizerBase]:

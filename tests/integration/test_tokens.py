@@ -107,7 +107,7 @@ def test_bad_rows_can_be_dropped_and_are_reported(make: Callable[..., TokenSet],
     ]
 
 
-def test_errors_of_the_storage_reach_the_driver_as_they_are(
+def test_a_root_that_cannot_be_written_is_an_error_of_the_storage(
     make: Callable[..., TokenSet], tmp_path: Path
 ):
     path = tmp_path / "train.jsonl"
@@ -120,5 +120,5 @@ def test_errors_of_the_storage_reach_the_driver_as_they_are(
 def test_a_data_set_of_bad_rows_alone_is_an_error(make: Callable[..., TokenSet], tmp_path: Path):
     path = tmp_path / "train.jsonl"
     path.write_bytes(lines(bad=tuple(range(1, ROWS + 1))))
-    with pytest.raises(DataError, match=r"every row is bad; the first is line 1: no 'prompt'"):
+    with pytest.raises(DataError, match=r"every row is bad; train.jsonl line 1: no 'prompt'"):
         make(path, on_bad_row="drop")

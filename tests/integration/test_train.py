@@ -4,14 +4,19 @@ import json
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import psutil
 import pytest
 
 from ftray import commands, registry, runs
 from ftray.errors import ConfigError
+from ftray.model.base import stop_tokens
 from ftray.runs import Run
+from ftray.train.tuned import load_tuned
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -136,7 +141,13 @@ def test_plain_peft_generates_the_same_tokens_in_another_process(
 ) -> None:
     record = registry.resolve(lora_run.root, "lora-2x4")
     folder = registry.adapter_folder(lora_run.root, record)
-    ours = commands.evaluate("lora-2x4", str(workplace / "eval.jsonl"), storage=lora_run.root)
+    model, tokenizer = load_tuned(record, lora_run.root)
+    lines = (workplace / "eval.jsonl").read_text().splitlines()
+    questions = [json.loads(line)["question"] for line in lines]
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
+    ids = model.generate([prompt["input_ids"] for prompt in prompts], 64, stop_tokens(tokenizer))
+    ours = [tokenizer.decode(found, skip_special_tokens=True) for found in ids]
     theirs = json.loads(
         subprocess.run(
             [
@@ -152,7 +163,7 @@ def test_plain_peft_generates_the_same_tokens_in_another_process(
             text=True,
         ).stdout
     )
-    assert [answer.found for answer in ours.answers] == theirs
+    assert ours == theirs
 
 
 PLAIN_PEFT = """
@@ -165,11 +176,32 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), ad
 answers = []
 for line in open(data):
     chat = [{"role": "user", "content": json.loads(line)["question"]}]
-    ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     out = model.generate(**ids, max_new_tokens=64, do_sample=False)
     answers.append(tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True))
 print(json.dumps(answers))
 """
+
+
+def test_a_killed_worker_costs_time_and_changes_no_number(workplace: Path, lora_run: Run) -> None:
+    killed = Run(lora_run.root, "killed")
+    reaper = Thread(target=kill_a_worker_at, args=(killed, 7))
+    reaper.start()
+    trained(workplace, "killed")
+    reaper.join()
+    assert runs.read_status(killed).attempts == 2
+    assert metrics_without_times(killed) == metrics_without_times(lora_run)
+
+
+def kill_a_worker_at(run: Run, step: int) -> None:
+    """Kill one training process as soon as the run has finished a step."""
+    while not any(line["step"] >= step for line in runs.read_metrics(run)):
+        time.sleep(0.05)
+    below = psutil.Process().children(recursive=True)
+    workers = [process for process in below if "RayTrainWorker" in "".join(process.cmdline())]
+    workers[-1].kill()
 
 
 def metrics_without_times(run: Run) -> list[dict[str, Any]]:

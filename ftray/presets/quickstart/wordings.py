@@ -149,7 +149,7 @@ TRAIN = Wordings(
         *("hammock", "fan", "tablet", "bookshelf", "wallet", "saw", "telescope", "carpet"),
         *("coffee maker", "desk chair", "garden hose", "phone case", "rain coat", "bread knife"),
         *("tool box", "water bottle", "wool hat", "yoga mat", "picture frame", "bike lock"),
-        *("hair dryer", "dog bed", "camping stove", "wine glass", "piano stool", "baby monitor"),
+        *("hair dryer", "dog bed", "camping stove", "wine glass", "piano stool", "baby carrier"),
     ),
 )
 

@@ -7,7 +7,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from ftray.config.run import DataConfig
-from ftray.data.chat import Piece, Renderer, load_renderer
+from ftray.data.chat import Piece, Renderer
+from ftray.data.renderer import load_renderer
 from ftray.errors import DataError
 
 QUESTION = {"role": "user", "content": "what is two plus two"}

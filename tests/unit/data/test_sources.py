@@ -211,7 +211,10 @@ def test_a_file_without_rows_is_an_error(write_lines: WriteLines):
         check_sources([write_lines(b"", b"  ")], config())
 
 
-@pytest.mark.parametrize(("name", "data"), [("a.json", b"[1,"), ("a.parquet", b"no parquet")])
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("a.json", b"[1,"), ("a.parquet", b"no parquet"), ("a.csv", b"q,a,q\n1,2,3\n")],
+)
 def test_a_file_that_is_not_its_kind_is_an_error(name: str, data: bytes, tmp_path: Path):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError, match=name):

@@ -42,9 +42,9 @@ ADAPTERS = [
 ]
 
 
-def trained(folder, adapter) -> Attached:
+def trained(folder, adapter, model=FP32) -> Attached:
     """An adapter with weights as after training: B is not zero."""
-    attached = attach(load_base(folder, FP32, CPU), adapter, seed=0)
+    attached = attach(load_base(folder, model, CPU), adapter, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in attached.trainable.items():
@@ -79,18 +79,48 @@ def test_plain_peft_gives_the_same_logits(tiny_folder, tmp_path, adapter):
 def test_a_damaged_adapter_does_not_pass(tiny_folder, exported):
     attached, folder = exported
     state = load_file(folder / "adapter_model.safetensors")
-    damaged = next(name for name in state if "lora_B" in name)
+    layer = "model.layers.1.mlp.up_proj"
+    damaged = f"base_model.model.{layer}.lora_B.weight"
     save_file({**state, damaged: state[damaged] * 1.05}, folder / "adapter_model.safetensors")
 
-    with pytest.raises(TrainError, match="gives other logits"):
+    with pytest.raises(TrainError, match=f"is not what was trained: {layer}"):
         verify_adapter(attached, folder, tiny_folder, FP32)
+
+
+def test_another_scaling_does_not_pass(tiny_folder, exported):
+    attached, folder = exported
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 8.1}))
+
+    with pytest.raises(TrainError, match="is not what was trained"):
+        verify_adapter(attached, folder, tiny_folder, FP32)
+
+
+def test_another_base_does_not_pass(tiny_folder, tmp_path, exported):
+    attached, folder = exported
+    other = shutil.copytree(tiny_folder, tmp_path / "other")
+    state = load_file(other / "model.safetensors")
+    state["model.norm.weight"] *= 1.01
+    save_file(state, other / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(TrainError, match=r"gives other logits .* they differ by [1-9]"):
+        verify_adapter(attached, folder, other, FP32)
+
+
+@pytest.mark.parametrize("method", [LoraConfig, QloraConfig])
+def test_a_bf16_adapter_passes(tiny_folder, tmp_path, method):
+    bf16, adapter = ModelConfig(dtype="bfloat16"), method(rank=4)
+    attached = trained(tiny_folder, adapter, bf16)
+    export_adapter(attached, adapter, BaseName("tiny"), tmp_path)
+
+    verify_adapter(attached, tmp_path, tiny_folder, bf16)
 
 
 def test_nan_does_not_pass(tiny_folder, exported):
     attached, folder = exported
     next(iter(attached.trainable.values())).data.fill_(torch.nan)
 
-    with pytest.raises(TrainError, match="nan of the largest"):
+    with pytest.raises(TrainError, match="is not what was trained"):
         verify_adapter(attached, folder, tiny_folder, FP32)
 
 

@@ -171,7 +171,10 @@ def test_bf16_input_gives_bf16_output_and_fp32_gradients():
     assert wrapped.lora_B.grad.dtype == torch.float32
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo
+@pytest.mark.filterwarnings(  # dynamo's own doing
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+    "ignore:.*Function.* should not be instantiated:DeprecationWarning",
+)
 @pytest.mark.parametrize("quantized", [False, True])
 def test_the_layer_compiles_into_one_graph_that_new_seeds_do_not_invalidate(quantized):
     base = frozen_linear()

@@ -193,6 +193,16 @@ def test_batched_generation_equals_one_by_one_and_keeps_the_mode(tiny_folder):
     assert model.generate([], 8, stops) == []
 
 
+def test_generation_is_greedy_whatever_the_models_own_settings(tiny_folder):
+    plain, own = language_model(tiny_folder), language_model(tiny_folder)
+    settings = own.model.generation_config
+    settings.do_sample, settings.temperature, settings.top_p = True, 0.6, 0.9
+    settings.repetition_penalty, settings.no_repeat_ngram_size = 1.3, 2
+    prompts = [ids.tolist() for ids in sequences()]
+
+    assert own.generate(prompts, 16, [2]) == plain.generate(prompts, 16, [2])
+
+
 def test_generation_stops_at_any_stop_token(tiny_folder):
     model = language_model(tiny_folder)
     prompt = sequences()[3].tolist()

@@ -1,0 +1,23 @@
+"""The renderer of a model folder.
+
+Apart from its class, since the auto classes import torch: a second and 200 MB in each task's
+process, which is handed a finished renderer.
+"""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from ftray.config.run import DataConfig
+from ftray.data.chat import Renderer
+from ftray.errors import DataError
+
+
+def load_renderer(folder: Path, data: DataConfig) -> Renderer:
+    """Build the renderer of a model folder's tokenizer."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{folder}: no tokenizer can be loaded: {reason}") from None
+    return Renderer(tokenizer, data)

@@ -1,0 +1,198 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ftray.config.base import apply, validated
+from ftray.config.cluster import ClusterConfig, NodesConfig
+from ftray.config.run import RunConfig
+from ftray.model import loss
+from ftray.model.shape import BUILTIN_SHAPE, ModelShape
+from ftray.train import memory
+from ftray.train.machine import Machine, this_machine
+from ftray.train.memory import GIB, Memory, Worker, estimate, trainable
+from ftray.train.plan import Plan, choose_micro_batch, make_plan, worker_of
+
+TREE = {
+    "name": "a",
+    "data": {"train": "x.jsonl", "max_length": 2048},
+    "train": {"max_steps": 100, "global_batch_size": 32},
+}
+LAPTOP = Machine(cpus=8, memory=32 * GIB)
+H100 = Worker("gpu", 1, 76 * GIB, "a test")
+LLAMA_8B = ModelShape(
+    layers=32,
+    hidden=4096,
+    intermediate=14336,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    vocab=128256,
+    tied=False,
+    linear={
+        "self_attn.q_proj": (4096, 4096),
+        "self_attn.k_proj": (4096, 1024),
+        "self_attn.v_proj": (4096, 1024),
+        "self_attn.o_proj": (4096, 4096),
+        "mlp.gate_proj": (4096, 14336),
+        "mlp.up_proj": (4096, 14336),
+        "mlp.down_proj": (14336, 4096),
+    },
+)
+
+
+def config(**changes: Any) -> RunConfig:
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return validated(RunConfig, apply(TREE, dotted), "test")
+
+
+def needed(run: RunConfig, micro: int = 1, worker: Worker = H100) -> Memory:
+    return estimate(run, LLAMA_8B, worker, micro)
+
+
+def plan(run: RunConfig, cluster: ClusterConfig | None = None) -> Plan:
+    return make_plan(run, BUILTIN_SHAPE, cluster, LAPTOP)
+
+
+def test_the_global_batch_is_workers_times_micro_times_accumulation():
+    batch = plan(config(scaling__num_workers=4, train__micro_batch_size=2)).batch
+    assert (batch.workers, batch.micro, batch.accumulation, batch.size) == (4, 2, 4, 32)
+    assert batch.max_tokens == 32 * 2048
+
+
+def test_lora_trains_rank_times_in_plus_out_of_each_target():
+    # Llama 3.1 8B at rank 16 on all linear layers: 41,943,040 in PEFT
+    assert trainable(config(adapter__rank=16), LLAMA_8B) == 41_943_040
+    both = config(adapter__rank=8, adapter__target=["q_proj", "mlp.up_proj"])
+    assert trainable(both, LLAMA_8B) == 32 * 8 * (4096 + 4096 + 4096 + 14336)
+    assert trainable(config(adapter={"method": "full"}), LLAMA_8B) == LLAMA_8B.parameters
+
+
+@pytest.mark.parametrize(
+    ("changes", "micro", "measured_gib"),
+    [
+        # One H100, bf16, rank 16, 2048 tokens a row, compiled layers: peak of the allocator.
+        ({"train__compile": True}, 4, 50.5),
+        ({"train__compile": True, "train__activation_checkpointing": True}, 8, 25.1),
+    ],
+)
+def test_the_estimate_is_near_what_was_measured(
+    changes: dict[str, Any], micro: int, measured_gib: float
+):
+    found = needed(config(**changes), micro)
+    assert (found.peak - found.overhead) / GIB == pytest.approx(measured_gib, rel=0.15)
+
+
+def test_what_saves_memory_lowers_its_own_part():
+    plain = needed(config(), 4)
+    qlora = needed(config(adapter__method="qlora"), 4)
+    checkpointed = needed(config(train__activation_checkpointing=True), 4)
+    assert qlora.weights == pytest.approx(5.7 * 1e9, rel=0.02)
+    assert replace(qlora, weights=plain.weights) == plain
+    assert checkpointed.activations < plain.activations / 8
+    full = {"adapter": {"method": "full"}}
+    whole = needed(config(**full)).optimizer  # two bf16 moments
+    in_bytes = needed(config(**full, train__optimizer="adamw_8bit")).optimizer
+    assert in_bytes == pytest.approx(whole * (1 + 4 / 256) / 2)  # a byte each, a scale for 256
+
+
+def test_eager_attention_and_dropout_cost_activations():
+    plain = needed(config()).activations
+    assert needed(config(model__attention="eager")).activations > 2 * plain
+    assert needed(config(adapter__dropout=0.1)).activations > plain
+
+
+def test_sharding_divides_what_is_trained_whole():
+    changes: dict[str, Any] = {"adapter": {"method": "full"}, "scaling__num_workers": 4}
+    four = replace(H100, count=4)
+    sharded = needed(config(**changes), 1, four)
+    whole = needed(config(**changes, scaling__strategy="ddp"), 1, four)
+    assert sharded.optimizer == whole.optimizer // 4
+    assert sharded.weights < whole.weights / 2
+    adapters = needed(config(scaling__num_workers=4, scaling__strategy="fsdp"), 1, four)
+    assert adapters.gradients == needed(config()).gradients
+
+
+def test_a_base_that_shrinks_must_fit_before_it_does():
+    tight = needed(config(adapter__method="qlora", train__activation_checkpointing=True))
+    assert tight.peak == tight.loading + tight.overhead
+
+
+def test_the_chunk_of_logits_is_the_one_that_the_loss_holds():
+    assert memory.LOGITS_AT_ONCE == loss._LOGITS_AT_ONCE
+
+
+def test_auto_takes_the_largest_micro_batch_that_fits():
+    run = config(train__global_batch_size=12)
+    room = replace(H100, memory=needed(run, 4).peak)
+    assert choose_micro_batch(run, LLAMA_8B, room) == 4
+    assert choose_micro_batch(run, LLAMA_8B, replace(room, memory=GIB)) == 1
+    assert choose_micro_batch(run, LLAMA_8B, replace(room, memory=None)) == 1
+    assert choose_micro_batch(run, None, room) == 1
+    assert choose_micro_batch(config(train__micro_batch_size=8), LLAMA_8B, room) == 8
+
+
+def test_workers_on_cpu_share_the_hosts_memory():
+    one = worker_of(config(), None, LAPTOP)
+    two = worker_of(config(scaling__num_workers=2), None, LAPTOP)
+    assert one.device == "cpu"
+    assert one.memory is not None
+    assert two.memory == pytest.approx(one.memory / 2, abs=1)
+
+
+def test_a_cluster_file_decides_where_it_names_nodes():
+    nodes = [NodesConfig(count=2, cpus=32, memory_gib=256, gpus=4, gpu_memory_gib=80)]
+    cluster = ClusterConfig(address="auto", nodes=nodes)
+    found = plan(config(scaling__num_workers=8), cluster)
+    assert (found.worker.device, found.dtype, found.fits) == ("gpu", "bfloat16", True)
+    shared = worker_of(config(scaling__gpus_per_worker=0.5), cluster, LAPTOP)
+    assert shared.memory == int(0.95 * 40 * GIB)
+    on_cpu = plan(config(scaling__gpus_per_worker=0), cluster)
+    assert (on_cpu.worker.device, on_cpu.dtype) == ("cpu", "float32")
+
+
+def test_too_few_gpus_are_told():
+    nodes = [NodesConfig(cpus=32, memory_gib=256, gpus=4, gpu_memory_gib=80)]
+    found = plan(config(scaling__num_workers=8), ClusterConfig(nodes=nodes))
+    assert (found.fits, found.verdict) == (False, "8 GPUs are needed and there are 4")
+
+
+def test_what_does_not_fit_comes_with_what_would():
+    nodes = [NodesConfig(cpus=8, memory_gib=32, gpus=1, gpu_memory_gib=24)]
+    run = config(train__micro_batch_size=4)
+    found = make_plan(run, LLAMA_8B, ClusterConfig(nodes=nodes), LAPTOP)
+    assert found.fits is False
+    assert "train.activation_checkpointing=true" in found.verdict
+
+
+def test_nothing_is_invented_for_an_unknown_model_or_cluster():
+    found = make_plan(config(model__name="org/unknown"), None, None, LAPTOP)
+    assert (found.parameters, found.trainable, found.memory, found.fits) == (None,) * 4
+    assert "shape of 'org/unknown' is not known" in found.verdict
+    somewhere = plan(config(), ClusterConfig(address="auto"))
+    assert somewhere.fits is None
+    assert "names no nodes" in somewhere.verdict
+
+
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"adapter": {"method": "full"}}, "train.learning_rate=0.0002 is high"),
+        ({"train__learning_rate": 1e-5}, "train.learning_rate=1e-05 is low"),
+        ({"train__global_batch_size": 64}, "train.global_batch_size=64 is large"),
+        ({"train__warmup_steps": 60}, "train.warmup_steps=60 is over half"),
+        ({"checkpoint__every_steps": 200}, "checkpoint.every_steps=200"),
+        ({"eval__every_steps": 200}, "eval.every_steps=200"),
+        ({"model__trust_remote_code": True}, "Python code of"),
+        ({"data__eval": "gone.jsonl"}, "data.eval: nothing at gone.jsonl"),
+        ({}, "data.eval is not set"),
+    ],
+)
+def test_doubtful_settings_are_warned_of(changes: dict[str, Any], warning: str):
+    assert any(warning in told for told in plan(config(**changes)).warnings)
+
+
+def test_this_machine_has_cores_and_memory():
+    machine = this_machine()
+    assert machine.cpus >= 1
+    assert machine.memory > GIB
