@@ -94,8 +94,11 @@ def _cause(failures: dict[int, Exception]) -> Exception:
 
 
 def _unwrapped(error: Exception) -> Exception:
-    cause = getattr(error, "cause", None)  # Ray wraps what a worker raised
-    return cause if isinstance(cause, Exception) else error
+    """Return what a worker raised, out of Ray's own wrappers, which keep it as an attribute."""
+    if isinstance(error, RayActorError | FtrayError):
+        return error
+    inner = [value for value in vars(error).values() if isinstance(value, Exception)]
+    return _unwrapped(inner[0]) if inner else error
 
 
 def _is_from_a_collective(error: Exception) -> bool:

@@ -71,7 +71,7 @@ def _adamw_8bit(
             "train.optimizer=adamw_8bit cannot hold sharded weights",
             "set train.optimizer=adamw, or scaling.strategy=ddp",
         )
-    optimizer: torch.optim.Optimizer = AdamW8bit(  # type: ignore[no-untyped-call]  # bitsandbytes has no types
+    optimizer: torch.optim.Optimizer = AdamW8bit(
         groups, lr=train.learning_rate, betas=train.betas
     )
     return optimizer
