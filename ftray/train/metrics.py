@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from tensorboardX import SummaryWriter
+
 from ftray import runs, storage
 from ftray.config.run import RunConfig
 from ftray.errors import ConfigError
@@ -83,8 +85,6 @@ class TensorBoard:
     """Event files under the run's folder: `tensorboard --logdir <root>/runs`."""
 
     def __init__(self, run: Run, start: int) -> None:
-        from tensorboardX import SummaryWriter  # late: an optional tracker
-
         folder = storage.join(run.folder, "tensorboard")
         self._writer = SummaryWriter(folder, purge_step=start + 1)
 

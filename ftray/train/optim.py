@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 
 import torch
+from bitsandbytes.optim.adamw import AdamW8bit
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -64,14 +65,10 @@ def _adamw_8bit(
     groups: list[dict[str, object]], parameters: list[nn.Parameter], train: TrainConfig
 ) -> torch.optim.Optimizer:
     """AdamW with block-wise 8-bit moments (Dettmers et al. 2022, arXiv:2110.02861)."""
-    from bitsandbytes.optim.adamw import AdamW8bit  # late: few runs want it
-
     if any(isinstance(p, DTensor) for p in parameters):
         raise ConfigError(
             "train.optimizer=adamw_8bit cannot hold sharded weights",
             "set train.optimizer=adamw, or scaling.strategy=ddp",
         )
-    optimizer: torch.optim.Optimizer = AdamW8bit(
-        groups, lr=train.learning_rate, betas=train.betas
-    )
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=train.learning_rate, betas=train.betas)
     return optimizer

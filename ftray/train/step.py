@@ -17,10 +17,17 @@ from ftray.train.trainee import Trainee
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one global batch showed; counts are over all workers."""
+    """What one global batch showed."""
 
     loss: float
     grad_norm: float
+    counts: "Counts"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one global batch consists of, over all workers; padding is not counted."""
+
     tokens: int
     label_tokens: int
     samples: int
@@ -67,12 +74,12 @@ def train_step(
     Every token weighs the same, whichever worker or micro-batch it falls in: each local sum is
     divided by the label tokens of the whole global batch.
     """
-    tokens, label_tokens, samples = _counts(work, place.device)
+    counts = _counts(work, place.device)
     local_loss = 0.0
     for micro in work:
         seeds = [row_seed(train.seed, step, position) for position in micro.positions]
         trainee.attached.routing.seed_rows(seeds)
-        loss = _loss_sum(trainee, micro.batch, place.device) / max(1, label_tokens)
+        loss = _loss_sum(trainee, micro.batch, place.device) / max(1, counts.label_tokens)
         loss.backward()
         local_loss += loss.item()
     parameters = list(trainee.attached.trainable.values())
@@ -80,7 +87,7 @@ def train_step(
         sum_gradients(parameters)
     [loss_sum] = total([local_loss], place.device)
     norm = clip_gradients(parameters, train.max_grad_norm)
-    return StepResult(loss_sum, norm, tokens, label_tokens, samples)
+    return StepResult(loss_sum, norm, counts)
 
 
 @torch.no_grad()
@@ -102,15 +109,13 @@ def row_seed(seed: int, step: int, position: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
-def _counts(work: Sequence[MicroBatch], device: torch.device) -> tuple[int, int, int]:
-    """Tokens, label tokens and samples of a global batch, over all workers."""
+def _counts(work: Sequence[MicroBatch], device: torch.device) -> Counts:
     local = [
         sum(micro.batch.tokens for micro in work),
         sum(micro.batch.label_tokens for micro in work),
         sum(micro.samples for micro in work),
     ]
-    tokens, label_tokens, samples = total([float(count) for count in local], device)
-    return round(tokens), round(label_tokens), round(samples)
+    return Counts(*(round(count) for count in total([float(n) for n in local], device)))
 
 
 def _unlabelled(batch: Batch) -> Batch:
