@@ -86,11 +86,9 @@ def allot(scaling: ScalingConfig, machines: list[Node]) -> Allotment:
     gpus = scaling.gpus_per_worker
     if gpus == "auto":
         gpus = 1.0 if all_gpus else 0.0
-    if scaling.cpus_per_worker != "auto":
-        return Allotment(workers, scaling.cpus_per_worker, gpus, _threads(workers, machines))
-    share = max(sum(node.cpus for node in machines) - READ_CPUS, 0.1) / workers
-    share = min(share, _GPU_WORKER_CPUS) if gpus else share
-    cpus = float(int(share)) if share >= 1 else int(share * 100) / 100
+    cpus = scaling.cpus_per_worker
+    if cpus == "auto":
+        cpus = _share(workers, gpus, machines)
     return Allotment(workers, cpus, gpus, _threads(workers, machines))
 
 
@@ -178,6 +176,23 @@ def _connect(config: ClusterConfig) -> None:
 
 def _object_store_bytes() -> int:
     return min(_OBJECT_STORE_BYTES, int(psutil.virtual_memory().total * 0.1))
+
+
+def _share(workers: int, gpus: float, machines: list[Node]) -> float:
+    """CPUs of each worker: an equal share of all, or the most with which machines hold them all."""
+    share = max(sum(node.cpus for node in machines) - READ_CPUS, 0.1) / workers
+    share = min(share, _GPU_WORKER_CPUS) if gpus else share
+    parts = [node.cpus / count for node in machines for count in range(1, workers + 1)]
+    for cpus in sorted({_rounded(part) for part in [share, *parts] if part <= share}, reverse=True):
+        wanted = Allotment(workers, cpus, gpus, threads=1)
+        if sum(_room(node, wanted, None) for node in machines) >= workers:
+            return cpus
+    return _rounded(share)  # the machines cannot hold them: `check_fit` says why
+
+
+def _rounded(cpus: float) -> float:
+    """Down to whole CPUs, or to hundredths of one."""
+    return float(int(cpus)) if cpus >= 1 else max(0.01, int(cpus * 100 + 1e-6) / 100)
 
 
 def _threads(workers: int, machines: list[Node]) -> int:

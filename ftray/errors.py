@@ -65,7 +65,13 @@ class StorageError(FtrayError):
     exit_code = 8
 
 
-def did_you_mean(word: object, known: Collection[str]) -> str:
-    """Return the hint "did you mean 'x'?" for a near miss, else the choices."""
-    close = get_close_matches(str(word), known, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(known)}"
+def did_you_mean(word: object, known: Collection[str], otherwise: str | None = None) -> str:
+    """Return the hint "did you mean 'x'?" for a near miss, else `otherwise` (None: the choices)."""
+    if close := get_close_matches(str(word), known, n=1):
+        return f"did you mean '{close[0]}'?"
+    return f"expected one of: {', '.join(known)}" if otherwise is None else otherwise
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text: a foreign one may go on with a traceback."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

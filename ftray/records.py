@@ -2,9 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -64,9 +62,3 @@ def check_name(name: str, what: str) -> str:
             "beginning with a letter or digit"
         )
     return name
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the closest known name, else nothing."""
-    close = get_close_matches(name, list(known), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""

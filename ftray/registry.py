@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ftray import storage
-from ftray.errors import RegistryError
+from ftray.errors import RegistryError, did_you_mean
 from ftray.owner import Owner, this_process
-from ftray.records import Record, RecordError, check_name, did_you_mean, encode, read_record
+from ftray.records import Record, RecordError, check_name, encode, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +85,9 @@ def resolve(root: str, ref: str) -> AdapterRecord:
         _latest(root, name)  # says so if there is no such adapter at all
         known = aliases(root, name)
         listed = f"its aliases: {', '.join(known)}" if known else "it has no aliases"
-        close = did_you_mean(which, known)
         raise RegistryError(
-            f"adapter '{name}' has no alias '{which}'{close}; {listed}",
-            f"ftray adapters show {name}",
+            f"adapter '{name}' has no alias '{which}'; {listed}",
+            did_you_mean(which, known, otherwise=f"ftray adapters show {name}"),
         )
     return _version(root, name, pointer.version)
 
@@ -215,9 +214,8 @@ def _latest(root: str, name: str) -> AdapterRecord:
         if record := _recorded(root, name, number):
             return record
     known = storage.names(storage.join(root, "adapters"))
-    raise RegistryError(
-        f"no adapter '{name}'{did_you_mean(name, known)} in {root}", "ftray adapters list"
-    )
+    hint = did_you_mean(name, known, otherwise="ftray adapters list")
+    raise RegistryError(f"no adapter '{name}' in {root}", hint)
 
 
 def _version(root: str, name: str, number: int) -> AdapterRecord:

@@ -4,7 +4,9 @@ import json
 import logging
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any, Literal
 
 import yaml
@@ -13,9 +15,9 @@ from ftray import storage
 from ftray.config.base import validated
 from ftray.config.changes import changes
 from ftray.config.run import RunConfig
-from ftray.errors import ConfigError
+from ftray.errors import ConfigError, did_you_mean
 from ftray.owner import Owner, this_process
-from ftray.records import Record, RecordError, check_name, did_you_mean, encode, read_record
+from ftray.records import Record, RecordError, check_name, encode, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class CheckpointRecord(Record):
     attempt: int
     world_size: int
     threads: int
+    micro_batch_size: int | None = None
     metrics: dict[str, float | None] = field(default_factory=dict)
     best: bool = False
     files: dict[str, str] = field(default_factory=dict)
@@ -99,9 +102,8 @@ def open_run(root: str, config: RunConfig, *, overwrite: bool = False) -> Run:
 
 def next_attempt(run: Run) -> int:
     """Take the next attempt's number for the driver's own restart of its workers."""
-    status = read_status(run)
-    attempt = _claim(run, after=status.attempts)
-    write_status(run, replace(status, attempts=attempt))
+    attempt = _claim(run, after=read_status(run).attempts)
+    change_status(run, lambda status: replace(status, attempts=attempt))
     return attempt
 
 
@@ -117,6 +119,18 @@ def read_status(run: Run) -> Status:
 def write_status(run: Run, status: Status) -> None:
     """Replace the status. Each write is a sign of life: it sets the heartbeat."""
     storage.write(_status_path(run), encode(replace(status, heartbeat=time.time())))
+
+
+def change_status(run: Run, change: Callable[[Status], Status]) -> None:
+    """Replace the status by what `change` makes of it; threads of the driver lose no update."""
+    with _CHANGING:
+        status = _stored_status(run)
+        if status is None:
+            raise _unknown(run)
+        write_status(run, change(status))
+
+
+_CHANGING = Lock()
 
 
 def read_config(run: Run) -> RunConfig:
@@ -222,9 +236,8 @@ def _stored_status(run: Run) -> Status | None:
 
 def _unknown(run: Run) -> ConfigError:
     known = storage.names(storage.join(run.root, "runs"))
-    return ConfigError(
-        f"no run '{run.name}' in {run.root}{did_you_mean(run.name, known)}", "ftray runs list"
-    )
+    hint = did_you_mean(run.name, known, otherwise="ftray runs list")
+    return ConfigError(f"no run '{run.name}' in {run.root}", hint)
 
 
 def _is_alive(status: Status) -> bool:

@@ -32,17 +32,9 @@ def plan(found: "Plan") -> RenderableType:
 
 def run_result(found: "RunResult") -> RenderableType:
     """The result of a training run, and what can be done with it."""
-    facts = {
-        "steps": str(found.steps),
-        "loss": f"{found.loss:.4f}",
-        "eval loss": "–" if found.eval_loss is None else f"{found.eval_loss:.4f}",
-        "tokens": f"{found.tokens:,}",
-        "time": _duration(found.seconds),
-        "loss curve": found.plot,
-        "adapter": found.adapter.ref,
-    }
     ref = found.adapter.ref
-    return Group(_facts(facts), "", _next([f"ftray adapters show {ref}", f"ftray eval {ref} DATA"]))
+    commands = _next([f"ftray adapters show {ref}", f"ftray eval {ref} DATA"])
+    return Group(_run_facts(found), "", commands)
 
 
 def quickstart(found: "QuickstartResult") -> RenderableType:
@@ -50,12 +42,22 @@ def quickstart(found: "QuickstartResult") -> RenderableType:
     table = _table("held-out answers", "before", "after")
     table.add_row("exact match", _percent(found.before), _percent(found.after))
     table.add_row("loss", f"{found.before.loss:.3f}", f"{found.after.loss:.3f}")
-    return Group(table, "", run_result(found.run))
+    answers = _table("expected", "before", "after")
+    for first, second in list(zip(found.before.answers, found.after.answers, strict=True))[:_FEW]:
+        answers.add_row(_short(first.expected), _short(first.found), _short(second.found))
+    commands = _next(
+        [
+            f"ftray eval {found.run.adapter.ref} DATA",
+            "ftray init lora > run.yaml",
+            "ftray train run.yaml",
+        ]
+    )
+    return Group(answers, "", table, "", _run_facts(found.run), "", commands)
 
 
 def evaluation(found: "EvalResult") -> RenderableType:
     """The measures of one adapter on one data set."""
-    return _facts(
+    facts = _facts(
         {
             "loss": f"{found.loss:.4f}",
             "perplexity": f"{found.perplexity:.2f}",
@@ -63,6 +65,13 @@ def evaluation(found: "EvalResult") -> RenderableType:
             "examples": str(found.examples),
         }
     )
+    misses = [answer for answer in found.answers if not answer.is_exact][:_FEW]
+    if not misses:
+        return facts
+    table = _table("expected", "found instead")
+    for miss in misses:
+        table.add_row(_short(miss.expected), _short(miss.found))
+    return Group(facts, "", table)
 
 
 def preview(found: Sequence["PreviewRow"]) -> RenderableType:
@@ -178,10 +187,34 @@ def _preview_row(row: "PreviewRow") -> RenderableType:
 
 
 def _record_cells(record: "AdapterRecord") -> tuple[str, ...]:
-    loss = record.metrics.get("eval_loss", record.metrics.get("loss"))
+    loss = record.metrics.get("best_eval_loss", record.metrics.get("loss"))
     shown = "–" if loss is None else f"{loss:.4f}"
     rank = "–" if record.rank is None else str(record.rank)
     return record.ref, record.method, rank, record.base.name, shown
+
+
+def _run_facts(found: "RunResult") -> RenderableType:
+    return _facts(
+        {
+            "steps": str(found.steps),
+            "loss": f"{found.loss:.4f}",
+            "eval loss": "–" if found.eval_loss is None else f"{found.eval_loss:.4f}",
+            "tokens": f"{found.tokens:,}",
+            "time": _duration(found.seconds),
+            "loss curve": found.plot,
+            "adapter": found.adapter.ref,
+        }
+    )
+
+
+def _short(text: str) -> Text:
+    """One line of an answer, as it is and not as markup."""
+    line = " ".join(text.split())
+    return Text(line if len(line) <= _ANSWER_WIDTH else f"{line[:_ANSWER_WIDTH]}…")
+
+
+_FEW = 3
+_ANSWER_WIDTH = 160
 
 
 def _percent(found: "EvalResult") -> str:

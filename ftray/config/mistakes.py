@@ -1,13 +1,12 @@
 """Pydantic's validation problems in the words of somebody who edits the file."""
 
 from collections.abc import Collection
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from ftray.errors import did_you_mean as did_you_mean  # explicit: model.adapter takes it from here
+from ftray.errors import did_you_mean
 
 Words = dict[str, str]  # message: the whole sentence; expected: what would have been right, or ""
 
@@ -51,9 +50,9 @@ def _words(problem: ErrorDetails, known_keys: Collection[str]) -> Words:
 
 def _expectation(expected: str, found: Any) -> Words:
     choices = [word for word in expected.split("'")[1::2] if word]
-    close = get_close_matches(str(found), choices, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    return {"message": f"expected {expected}, found {found!r}{hint}", "expected": expected}
+    hint = did_you_mean(found, choices, otherwise="")
+    found_it = f"expected {expected}, found {found!r}"
+    return {"message": f"{found_it}; {hint}" if hint else found_it, "expected": expected}
 
 
 _KINDS = {

@@ -166,7 +166,7 @@ class EvalConfig(Config):
     """When the eval set is measured, and what follows from it."""
 
     every_steps: PositiveInt | None = None
-    """Steps between two evals; null: whenever a checkpoint is saved, and at the end."""
+    """Steps between two evals; null: once an epoch. There is one at the end in any case."""
     patience: PositiveInt | None = None
     """Stop after this many evals without a new best; null: never."""
     samples: Annotated[int, Field(ge=0, le=16)] = 2
@@ -218,6 +218,14 @@ class RunConfig(Config):
     storage: str | None = None
     """Root folder or URI of tokens, runs and adapters; null: $FTRAY_HOME, else ~/.ftray."""
 
+    @property
+    def strategy(self) -> Literal["ddp", "fsdp"]:
+        """What `scaling.strategy` means: auto shards what is trained whole, copies adapters."""
+        if self.scaling.strategy != "auto":
+            return self.scaling.strategy
+        is_full = isinstance(self.adapter, FullConfig)
+        return "fsdp" if is_full and self.scaling.num_workers > 1 else "ddp"
+
     @model_validator(mode="before")
     @classmethod
     def _lora_unless_said(cls, tree: Any) -> Any:
@@ -237,6 +245,16 @@ class RunConfig(Config):
             )
         if self.eval.patience and not self.data.eval:
             raise ValueError("eval.patience needs data.eval")
+        return self
+
+    @model_validator(mode="after")
+    def _moments_can_be_sharded(self) -> Self:
+        is_full = isinstance(self.adapter, FullConfig)
+        if is_full and self.strategy == "fsdp" and self.train.optimizer == "adamw_8bit":
+            raise ValueError(
+                "train.optimizer=adamw_8bit cannot hold sharded weights: set scaling.strategy=ddp,"
+                " or train.optimizer=adamw"
+            )
         return self
 
 

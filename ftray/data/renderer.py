@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from ftray.config.run import DataConfig
 from ftray.data.chat import Renderer
-from ftray.errors import DataError
+from ftray.errors import DataError, first_line
 
 
 def load_renderer(folder: Path, data: DataConfig) -> Renderer:
@@ -18,6 +18,5 @@ def load_renderer(folder: Path, data: DataConfig) -> Renderer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{folder}: no tokenizer can be loaded: {reason}") from None
+        raise DataError(f"{folder}: no tokenizer can be loaded: {first_line(error)}") from None
     return Renderer(tokenizer, data)

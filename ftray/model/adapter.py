@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from ftray.config.mistakes import did_you_mean
 from ftray.config.run import AdapterConfig, FullConfig, LoraConfig, QloraConfig
-from ftray.errors import ModelError
+from ftray.errors import ModelError, did_you_mean
 from ftray.model.base import output_layer
 from ftray.model.lora import Routing, Slot, StackedLoraLinear
 from ftray.model.nf4 import Nf4Linear

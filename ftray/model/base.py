@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from ftray.config.run import BUILTIN_MODEL, ModelConfig
-from ftray.errors import ModelError
+from ftray.errors import ModelError, first_line
 from ftray.model.builtin import builtin_folder
 from ftray.storage import is_uri, sha256
 
@@ -75,9 +75,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
             folder, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{folder}: the tokenizer cannot be loaded: {_first_line(error)}"
-        ) from None
+        raise ModelError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from None
     return tokenizer
 
 
@@ -120,7 +118,7 @@ def load_base(folder: Path, model: ModelConfig, device: torch.device) -> PreTrai
             device_map={"": device} if device.type == "cuda" else None,
         )
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
+        raise ModelError(f"{folder}: cannot be loaded: {first_line(error)}") from None
     if "position_ids" not in inspect.signature(decoder(loaded).forward).parameters:
         raise ModelError(
             f"{model.name}: {type(loaded).__name__} takes no position ids, so packed sequences"
@@ -176,7 +174,7 @@ def _downloaded(model: ModelConfig) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(
             f"model.name: '{model.name}' is not in the local cache, and the Hugging Face hub cannot"
-            f" be reached: {_first_line(error)}",
+            f" be reached: {first_line(error)}",
             f"with network: hf download {model.name}; without: model.name={BUILTIN_MODEL}",
         ) from None
     return Path(folder)
@@ -220,7 +218,3 @@ def _remember(note: Path, digest: str) -> None:
         temporary.replace(note)
     except OSError as error:
         logger.debug("digest not remembered: %s", error)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]

@@ -74,3 +74,5 @@ def _convert(source: Path, target: Path) -> None:
     plain.generation_config = loaded.generation_config
     plain.save_pretrained(target)
     tokenizer.save_pretrained(target)
+    for file in target.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors makes files that only their owner can read

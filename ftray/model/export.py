@@ -1,5 +1,6 @@
 """Adapters as PEFT folders and models as transformers folders: written, verified, read again."""
 
+import json
 import warnings
 from dataclasses import dataclass
 from math import isclose
@@ -64,6 +65,14 @@ def export_adapter(attached: Attached, adapter: LoraConfig, base: BaseName, fold
         bias="none",
     )
     config.save_pretrained(str(folder))
+    _sort_targets(folder / ADAPTER_CONFIG)
+
+
+def _sort_targets(path: Path) -> None:
+    """PEFT writes a set in its order, another one in each process; the same adapter, same file."""
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree["target_modules"].sort()
+    path.write_text(json.dumps(tree, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def peft_targets(model: PreTrainedModel) -> list[str]:
@@ -143,11 +152,14 @@ def export_full(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     finally:
         model.config.use_cache = False
     tokenizer.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def verify_full(trained: PreTrainedModel, folder: Path, model: ModelConfig) -> None:
-    """Load an exported model again and compare logits."""
-    fresh = load_base(folder, model, trained.device)
+    """Load an exported model again, in the precision that it was trained in; compare logits."""
+    dtype = "bfloat16" if trained.dtype == torch.bfloat16 else "float32"
+    fresh = load_base(folder, model.model_copy(update={"dtype": dtype}), trained.device)
     compare(logits(fresh), logits(trained), f"the model in {folder}")
 
 

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from ftray import runs, storage
+from ftray.errors import StorageError, first_line
 from ftray.runs import CheckpointRecord, Run
 from ftray.train.parallel import Place
 
@@ -34,6 +36,7 @@ class Progress:
     step: int
     metrics: dict[str, float | None]
     is_best: bool
+    micro_batch_size: int
 
 
 def save(
@@ -50,12 +53,13 @@ def save(
     """
     folder = runs.checkpoint_folder(run, progress.step, attempt)
     with _writable(folder) as local:
-        dcp_save(_state(trainable, optimizer), checkpoint_id=local)
-        own = [path for path in local.iterdir() if _written_by(path.name, place.rank)]
-        digests = {path.name: storage.sha256(path) for path in own}
+        with _translated(folder):
+            dcp_save(_state(trainable, optimizer), checkpoint_id=local)
         if storage.is_uri(folder):
-            for path in own:
-                storage.write(storage.join(folder, path.name), path.read_bytes())
+            digests = storage.upload(local, folder)
+        else:
+            own = [path for path in local.iterdir() if _written_by(path.name, place.rank)]
+            digests = {path.name: storage.sha256(path) for path in own}
     files = _merged(_gathered(digests))
     if place.is_first:
         record = CheckpointRecord(
@@ -63,6 +67,7 @@ def save(
             attempt=attempt,
             world_size=place.world_size,
             threads=torch.get_num_threads(),
+            micro_batch_size=progress.micro_batch_size,
             metrics=progress.metrics,
             best=progress.is_best,
             files=files,
@@ -73,7 +78,10 @@ def save(
 
 
 def newest(run: Run, place: Place) -> CheckpointRecord | None:
-    """Return the newest checkpoint whose files match their digests; all workers get the same."""
+    """Return the newest checkpoint whose files match their digests; all workers get the same.
+
+    Damaged ones are deleted: the steps up to theirs come again, and would else count as older.
+    """
     found: list[Any] = [_newest_sound(run) if place.is_first else None]
     if dist.is_initialized():
         dist.broadcast_object_list(found, src=0)
@@ -93,7 +101,7 @@ def load(
     if optimizer is not None:
         _create_state(optimizer)
         state = _state(trainable, optimizer)
-    with _readable(folder) as local:
+    with _readable(folder) as local, _translated(folder):
         dcp_load(state, checkpoint_id=local)
 
 
@@ -102,7 +110,8 @@ def _newest_sound(run: Run) -> CheckpointRecord | None:
         problems = runs.verify(run, record)
         if not problems:
             return record
-        logger.warning("checkpoint of step %d is passed over: %s", record.step, "; ".join(problems))
+        logger.warning("checkpoint of step %d is damaged: %s", record.step, "; ".join(problems))
+        runs.delete_checkpoint(run, record)
     return None
 
 
@@ -142,6 +151,20 @@ def _readable(folder: str) -> Iterator[Path]:
             yield Path(local)
     else:
         yield Path(folder)
+
+
+@contextmanager
+def _translated(folder: str) -> Iterator[None]:
+    """Turn what a file system said to any worker into a StorageError, which all of them raise."""
+    try:
+        yield
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values()]
+        if not isinstance(causes[0], OSError):
+            raise
+        raise StorageError(
+            f"checkpoint {folder}: {first_line(causes[0])}", "free some space, or set storage=PATH"
+        ) from error
 
 
 def _written_by(name: str, rank: int) -> bool:

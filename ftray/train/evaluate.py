@@ -12,7 +12,6 @@ from ftray.data.batches import MemoryRows, collate
 from ftray.data.chat import Prompt, Renderer, Tokens
 from ftray.data.readers import Values
 from ftray.errors import DataError
-from ftray.model.base import stop_tokens
 from ftray.model.loss import LanguageModel
 
 _LOSS_ROWS = 8
@@ -70,7 +69,7 @@ def measure(
     renderer = Renderer(tokenizer, data)
     loss, label_tokens = _loss(model, [renderer.render(row) for row in rows], data.max_length)
     prompts = [] if data.format == "text" else [renderer.render_prompt(row) for row in rows]
-    answers = _answers(model, tokenizer, prompts)
+    answers = _answers(model, tokenizer, prompts, renderer.stop_ids)
     return EvalResult(len(rows), label_tokens, loss / max(1, label_tokens), answers)
 
 
@@ -90,10 +89,12 @@ def _loss(model: LanguageModel, tokens: Sequence[Tokens], max_length: int) -> tu
 
 
 def _answers(
-    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]
+    model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    stops: Sequence[int],
 ) -> tuple[Answer, ...]:
     """Answer in batches of prompts of about the same length, which pads least."""
-    stops = stop_tokens(tokenizer)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids))
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), _ANSWER_ROWS):

@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ftray.config.run import RunConfig
 from ftray.data.batches import Batches, eval_packs
+from ftray.data.chat import Renderer
 from ftray.data.shards import Rows
-from ftray.model.base import stop_tokens
 from ftray.train.parallel import Place
 from ftray.train.step import eval_loss, micro_batch, share
 from ftray.train.trainee import Trainee
@@ -75,6 +75,7 @@ class Evaluation:
         self._trainee = trainee
         self._rows = rows
         self._tokenizer = tokenizer
+        self._stops = Renderer(tokenizer, config.data).stop_ids
         self._micro = micro_batch_size
         self._packs = eval_packs(rows, config.data)
 
@@ -90,9 +91,10 @@ class Evaluation:
         positions = share(len(self._packs), place, self._micro)
         max_length = self._config.data.max_length
         work = (micro_batch(self._rows, self._packs, some, max_length) for some in positions)
-        return Found(eval_loss(self._trainee, work, place), self._samples())
+        loss = eval_loss(self._trainee, work, place)
+        return Found(loss, self._samples(in_step=place.world_size > 1))
 
-    def _samples(self) -> str:
+    def _samples(self, *, in_step: bool) -> str:
         """Answer the first prompts of the eval set greedily; all workers do the same in step."""
         if self._config.data.format == "text":
             return ""  # there is no prompt to answer
@@ -100,7 +102,7 @@ class Evaluation:
         prompts = [self._rows.ids(row)[: self._rows.first_label[row]].tolist() for row in chosen]
         with self._trainee.precision():
             answers = self._trainee.model.generate(
-                prompts, self._config.eval.sample_tokens, stop_tokens(self._tokenizer)
+                prompts, self._config.eval.sample_tokens, self._stops, in_step=in_step
             )
         return "\n".join(
             f"prompt: {self._text(prompt)}\nanswer: {self._text(answer)}"

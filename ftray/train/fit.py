@@ -3,12 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ftray import cluster, runs, storage
@@ -19,19 +18,20 @@ from ftray.data.batches import Batches
 from ftray.data.pipeline import make_tokens
 from ftray.data.shards import Rows
 from ftray.data.sources import check_sources
-from ftray.errors import FtrayError
+from ftray.errors import FtrayError, TrainError, first_line
 from ftray.model.base import fetch, local_cache
 from ftray.model.shape import ModelShape, read_shape
 from ftray.registry import AdapterRecord
-from ftray.runs import Run, State
+from ftray.runs import CheckpointRecord, Run
 from ftray.train.group import train_to_the_end
 from ftray.train.loop import Work
-from ftray.train.machine import this_machine
-from ftray.train.memory import Worker, estimate
+from ftray.train.machine import gpu_memory
+from ftray.train.memory import GIB, USABLE_OF_GPU, Worker, estimate
 from ftray.train.plan import choose_micro_batch
 from ftray.train.plot import loss_curve
 from ftray.train.progress import watched
 from ftray.train.publish import publish_run
+from ftray.train.status import status_kept
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,9 @@ def fit(
     began = time.monotonic()
     root = storage.storage_root(config.storage)
     check_sources([*as_list(config.data.train), *as_list(config.data.eval)], config.data)
+    template = _own_template(config)
     run = runs.open_run(root, config, overwrite=overwrite)
-    with _status_kept(run), cluster.connected(on):
+    with status_kept(run), cluster.connected(on):
         machines = cluster.nodes()
         allotment = cluster.allot(config.scaling, machines)
         cluster.check_fit(allotment, None, machines)
@@ -70,11 +71,11 @@ def fit(
         work, total_steps = _plan(config, run, allotment, machines)
         with watched(run, total_steps):
             train_to_the_end(work, allotment, config.scaling.placement_timeout_seconds)
-            adapter = _published(config, run, allotment)
+            adapter = _published(config, run, allotment, template)
         plot = storage.join(run.folder, "loss.png")
         metrics = runs.read_metrics(run)
         storage.write(plot, loss_curve(config.name, metrics))
-        runs.write_status(run, replace(runs.read_status(run), adapter=adapter.ref))
+        runs.change_status(run, lambda status: replace(status, adapter=adapter.ref))
     steps = [line for line in metrics if "loss" in line]
     return RunResult(
         run=run,
@@ -95,8 +96,9 @@ def _plan(
     folder = fetch(config.model, run.root)
     worker = _worker(allotment, machines)
     shape = read_shape(folder)
-    micro = choose_micro_batch(config, shape, worker)
-    _check_memory(config, shape, worker, allotment, machines)
+    micro = _micro_batch(config, run, shape, worker)
+    if shape is not None:
+        _check_memory(estimate(config, shape, worker, micro).peak, worker, allotment, machines)
     tokens = make_tokens(as_list(config.data.train), config.data, folder, run.root)
     evals = as_list(config.data.eval)
     work = Work(
@@ -123,71 +125,70 @@ def _plan(
     return work, batches.total_steps
 
 
+def _own_template(config: RunConfig) -> str | None:
+    """The chat template if the run brings its own; read now, lest it be gone when we publish."""
+    name = config.data.chat_template
+    return None if name in ("model", "none") else Path(name).read_text("utf-8")
+
+
 def _threads(run: Run, allotment: Allotment) -> int:
     """A resumed run keeps its number of threads: another one rounds sums differently."""
-    saved = runs.checkpoints(run)
-    same_size = [record for record in saved if record.world_size == allotment.workers]
-    return same_size[0].threads if same_size else allotment.threads
+    before = _saved_by_as_many(run, allotment.workers)
+    return before.threads if before else allotment.threads
+
+
+def _micro_batch(config: RunConfig, run: Run, shape: ModelShape | None, worker: Worker) -> int:
+    """A resumed run keeps its automatic micro-batch: free memory differs from day to day."""
+    before = _saved_by_as_many(run, worker.count)
+    if config.train.micro_batch_size == "auto" and before and before.micro_batch_size:
+        return before.micro_batch_size
+    return choose_micro_batch(config, shape, worker)
+
+
+def _saved_by_as_many(run: Run, workers: int) -> CheckpointRecord | None:
+    records = runs.checkpoints(run)
+    return next((record for record in records if record.world_size == workers), None)
 
 
 def _worker(allotment: Allotment, machines: list[Node]) -> Worker:
     """What one worker has: its share of a host's memory, or of a GPU's."""
     if not allotment.gpus:
-        smallest = min(node.memory for node in machines)
-        neighbours = math.ceil(allotment.workers / len(machines))
-        memory = int(smallest / neighbours)
+        hosts = [node for node in machines if node.cpus]  # a head node often trains nothing
+        neighbours = math.ceil(allotment.workers / len(hosts))
+        memory = int(min(node.memory for node in hosts) / neighbours)
         return Worker("cpu", allotment.workers, memory, "this cluster")
     sizes = [size for node in machines if node.gpus for size in _gpu_memory(node)]
-    share = int(min(sizes) * min(1.0, allotment.gpus)) if sizes else None
+    share = int(min(sizes) * min(1.0, allotment.gpus) * USABLE_OF_GPU) if sizes else None
     return Worker("gpu", allotment.workers, share, "this cluster")
 
 
 def _gpu_memory(node: Node) -> tuple[int, ...]:
     here = NodeAffinitySchedulingStrategy(node.id, soft=False)
-    look = ray.remote(num_cpus=0)(this_machine).options(scheduling_strategy=here)
-    sizes: tuple[int, ...] = ray.get(look.remote()).gpus
+    look = ray.remote(num_cpus=0)(gpu_memory).options(scheduling_strategy=here)
+    sizes: tuple[int, ...] = ray.get(look.remote())
     return sizes
 
 
-def _check_memory(
-    config: RunConfig,
-    shape: ModelShape | None,
-    worker: Worker,
-    allotment: Allotment,
-    machines: list[Node],
-) -> None:
-    if shape is None or worker.device == "gpu":
-        return
-    needed = estimate(config, shape, worker, choose_micro_batch(config, shape, worker)).peak
-    cluster.check_fit(allotment, needed, machines)
+def _check_memory(needed: int, worker: Worker, allotment: Allotment, machines: list[Node]) -> None:
+    if worker.device == "cpu":
+        cluster.check_fit(allotment, needed, machines)
+    elif worker.memory is not None and needed > worker.memory:
+        numbers = f"{needed / GIB:.1f} of {worker.memory / GIB:.1f} GiB"
+        logger.warning("a worker's GPU may not hold the run: about %s; see ftray check", numbers)
 
 
-def _published(config: RunConfig, run: Run, allotment: Allotment) -> AdapterRecord:
+def _published(
+    config: RunConfig, run: Run, allotment: Allotment, template: str | None
+) -> AdapterRecord:
     """Publish on a worker's share of the cluster: the driver's machine may have no GPU."""
     task = ray.remote(num_cpus=allotment.cpus, num_gpus=allotment.gpus, max_retries=1)(publish_run)
-    chat_template = config.data.chat_template
-    own = None if chat_template in ("model", "none") else Path(chat_template).read_text("utf-8")
     try:
-        record: AdapterRecord = ray.get(task.remote(config, run, own))
-    except ray.exceptions.RayTaskError as error:
+        record: AdapterRecord = ray.get(task.remote(config, run, template))
+    except RayTaskError as error:
         raise error.cause if isinstance(error.cause, FtrayError) else error from None
+    except RayError as error:
+        raise TrainError(
+            f"the task that publishes was lost: {first_line(error)}",
+            "run the same command again: all steps are done, only publishing is left",
+        ) from error
     return record
-
-
-@contextmanager
-def _status_kept(run: Run) -> Iterator[None]:
-    """Let the status say how the block ended; `succeeded` is written last."""
-    _set_state(run, "running")
-    try:
-        yield
-    except KeyboardInterrupt:
-        _set_state(run, "paused")
-        raise
-    except BaseException as error:
-        _set_state(run, "failed", str(error))
-        raise
-    _set_state(run, "succeeded")
-
-
-def _set_state(run: Run, state: State, error: str | None = None) -> None:
-    runs.write_status(run, replace(runs.read_status(run), state=state, error=error))

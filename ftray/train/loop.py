@@ -47,7 +47,15 @@ class Work:
 def train(work: Work) -> None:
     """Train from the newest sound checkpoint, or from the start, to the last step."""
     training = _prepare(work)
-    config, total_steps = work.config, training.batches.total_steps
+    try:
+        _train(training)
+    finally:
+        for sink in training.sinks:
+            sink.close()
+
+
+def _train(training: "_Training") -> None:
+    config, total_steps = training.work.config, training.batches.total_steps
     for step in range(training.start, total_steps):
         if training.standing.is_stalled(config.eval.patience):
             logger.info("stopped early after step %d: the eval loss stopped falling", step)
@@ -60,14 +68,13 @@ def train(work: Work) -> None:
         is_best = False
         if training.evaluation and training.evaluation.is_due(done, training.batches):
             found = training.evaluation.measure(training.place)
+            _check_finite("eval loss", found.loss, done, config)
             is_best = training.standing.take(found.loss)
             training.log({"step": done, **found.line(), "time": time.time()})
 
         # once in a while: save
         if is_best or done == total_steps or done % config.checkpoint.every_steps == 0:
             _save(training, done, line, is_best=is_best)
-    for sink in training.sinks:
-        sink.close()
 
 
 @dataclass(frozen=True)
@@ -131,11 +138,9 @@ def _one_step(training: _Training, step: int) -> dict[str, int | float | None]:
     rate = learning_rate(step, batches.total_steps, config.train)
     set_learning_rate(training.optimizer, rate)
     result = train_step(training.trainee, micro, place, config.train, step)
-    if not math.isfinite(result.loss):
-        raise TrainError(
-            f"the loss became {result.loss} at step {step + 1}",
-            f"lower train.learning_rate ({config.train.learning_rate}), or look at the data",
-        )
+    # before the weights are touched: a checkpoint never holds what is no number
+    _check_finite("loss", result.loss, step + 1, config)
+    _check_finite("gradient's norm", result.grad_norm, step + 1, config)
     training.optimizer.step()
     training.optimizer.zero_grad()
     taken = time.perf_counter() - began
@@ -156,11 +161,21 @@ def _one_step(training: _Training, step: int) -> dict[str, int | float | None]:
     }
 
 
+def _check_finite(what: str, value: float, step: int, config: RunConfig) -> None:
+    if not math.isfinite(value):
+        raise TrainError(
+            f"the {what} became {value} at step {step}",
+            f"lower train.learning_rate ({config.train.learning_rate}), or look at the data",
+        )
+
+
 def _save(training: _Training, done: int, line: Line, *, is_best: bool) -> None:
     work, place = training.work, training.place
     metrics = {"loss": float(line["loss"] or 0.0), **training.standing.numbers()}
-    progress = checkpoint.Progress(done, metrics, is_best)
+    progress = checkpoint.Progress(done, metrics, is_best, work.micro_batch_size)
     trainable = training.trainee.attached.trainable
+    for sink in training.sinks:
+        sink.flush()  # a restart from this checkpoint finds the lines of all steps before it
     folder = checkpoint.save(work.run, trainable, training.optimizer, progress, place, work.attempt)
     if place.is_first:
         runs.prune(work.run, work.config.checkpoint.keep)
@@ -174,7 +189,8 @@ def _save(training: _Training, done: int, line: Line, *, is_best: bool) -> None:
 def _evaluation(work: Work, trainee: Trainee, folder: Path) -> Evaluation | None:
     if work.eval_tokens is None:
         return None
-    rows, tokenizer = _rows(work, work.eval_tokens), load_tokenizer(folder)
+    rows = _rows(work, work.eval_tokens)
+    tokenizer = load_tokenizer(folder, trust_remote_code=work.config.model.trust_remote_code)
     return Evaluation(work.config, trainee, rows, tokenizer, work.micro_batch_size)
 
 

@@ -19,19 +19,17 @@ class Machine:
 
 def this_machine() -> Machine:
     """Look at this machine; a container's memory limit counts as its memory."""
-    return Machine(os.cpu_count() or 1, min(psutil.virtual_memory().total, _limit()), _gpus())
+    sizes, visible = gpu_memory(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        sizes = sizes[: len([name for name in visible.split(",") if name])]
+    return Machine(os.cpu_count() or 1, min(psutil.virtual_memory().total, _limit()), sizes)
 
 
-def _limit() -> int:
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        text = Path(path).read_text().strip() if Path(path).exists() else "max"
-        if text != "max":
-            return int(text)
-    return 2**63
+def gpu_memory() -> tuple[int, ...]:
+    """Bytes of each GPU of this machine, also of those that this process may not use.
 
-
-def _gpus() -> tuple[int, ...]:
-    """Ask NVIDIA's management library, which needs no CUDA context and answers in milliseconds."""
+    It asks NVIDIA's management library, which needs no CUDA context and answers in milliseconds.
+    """
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
@@ -41,8 +39,15 @@ def _gpus() -> tuple[int, ...]:
         return ()
     sizes = tuple(_gpu_memory(nvml, index) for index in range(count.value))
     nvml.nvmlShutdown()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return sizes if visible is None else sizes[: len([name for name in visible.split(",") if name])]
+    return sizes
+
+
+def _limit() -> int:
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        text = Path(path).read_text().strip() if Path(path).exists() else "max"
+        if text != "max":
+            return int(text)
+    return 2**63
 
 
 def _gpu_memory(nvml: ctypes.CDLL, index: int) -> int:

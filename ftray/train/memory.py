@@ -7,7 +7,9 @@ from ftray.config.run import FullConfig, LoraConfig, QloraConfig, RunConfig
 from ftray.model.shape import ModelShape
 
 LOGITS_AT_ONCE = 2**26  # what ftray.model.loss holds; a test compares the two
+USABLE_OF_GPU = 0.95  # the caching allocator cannot use every gap
 GIB = 2**30
+_FP32 = 4  # bytes: whatever is trained, and its moments
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,20 @@ def estimate(config: RunConfig, shape: ModelShape, worker: Worker, micro: int) -
     element = bytes_per_element(config, worker)
     trained, tokens = trainable(config, shape), micro * config.data.max_length
     is_full = isinstance(config.adapter, FullConfig)
-    shards = worker.count if strategy(config) == "fsdp" else 1
+    shards = worker.count if config.strategy == "fsdp" else 1
     owned = trained // shards if is_full else trained  # adapters stay whole on every worker
-    trained_element = element if is_full else 4  # adapters are trained in fp32
-    moment = 1 + 4 / 256 if config.train.optimizer == "adamw_8bit" else trained_element
+    moment = 1 + 4 / 256 if config.train.optimizer == "adamw_8bit" else _FP32
     return Memory(
-        weights=_weights(config, shape, shards, element),
-        adapter=0 if is_full else trained * 4,
-        gradients=owned * trained_element,
+        weights=_trained_whole(shape, shards, element)
+        if is_full
+        else _frozen(config, shape, shards, element),
+        adapter=0 if is_full else trained * _FP32,
+        gradients=owned * _FP32,
         optimizer=round(2 * owned * moment),
         activations=_activations(config, shape, tokens, worker),
         logits=_logits(shape, tokens, element, trains_head=is_full),
         overhead=OVERHEAD[worker.device],
-        loading=shape.parameters * element,
+        loading=shape.parameters * (_FP32 if is_full else element),
     )
 
 
@@ -73,14 +76,6 @@ def trainable(config: RunConfig, shape: ModelShape) -> int:
         case LoraConfig(rank=rank):
             sizes = _targeted(config, shape)
             return shape.layers * sum(rank * (wide + high) for wide, high in sizes)
-
-
-def strategy(config: RunConfig) -> Literal["ddp", "fsdp"]:
-    """Resolve `scaling.strategy`: auto shards what is trained whole, and replicates adapters."""
-    if config.scaling.strategy != "auto":
-        return config.scaling.strategy
-    is_full = isinstance(config.adapter, FullConfig)
-    return "fsdp" if is_full and config.scaling.num_workers > 1 else "ddp"
 
 
 def bytes_per_element(config: RunConfig, worker: Worker) -> int:
@@ -109,8 +104,20 @@ def _ends_with_one(name: str, targets: list[str]) -> bool:
     return any(name == t or name.endswith(f".{t}") or t.endswith(f".{name}") for t in targets)
 
 
-def _weights(config: RunConfig, shape: ModelShape, shards: int, element: int) -> int:
-    """Bytes of the base model.
+def _trained_whole(shape: ModelShape, shards: int, element: int) -> int:
+    """Bytes of a model that is trained whole: in fp32, and in what it is computed in.
+
+    That second copy is there when it differs, and the backward pass holds it until its end.
+    Sharded over workers (FSDP2), it is two layers and what lies outside the layers at a time.
+    """
+    layer = sum(wide * high for wide, high in shape.linear.values())
+    at_once = shape.parameters - (shape.layers - 2) * layer if shards > 1 else shape.parameters
+    copy = at_once * element if shards > 1 or element < _FP32 else 0
+    return shape.parameters * _FP32 // shards + copy
+
+
+def _frozen(config: RunConfig, shape: ModelShape, shards: int, element: int) -> int:
+    """Bytes of a base model that is not trained.
 
     Nf4 takes 4 bits a weight and a scale for 64 of them: 32 bits, or with double quantization
     8 bits and 32 more for 256 scales (Dettmers et al. 2023, arXiv:2305.14314, section 3).

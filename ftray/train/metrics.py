@@ -1,8 +1,11 @@
 """Step metrics: one JSON line a step in `metrics.jsonl`, and the trackers that a run names."""
 
 import json
+import math
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from tensorboardX import SummaryWriter
@@ -24,40 +27,48 @@ class Sink(Protocol):
     def write(self, line: Line) -> None:
         """Take the numbers of one step or one evaluation; `step` is among them."""
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Make everything that was written durable."""
+
+    def close(self) -> None:
+        """Flush, and let go."""
 
 
 class MetricsFile:
     """`metrics.jsonl`: appended live on a local root, put whole on an object store.
 
-    Floats are written with repr precision, so that two runs can be compared exactly. Opening it
-    for step `start` drops the lines of later steps, which a restarted run computes again.
+    Floats are written with repr precision, so that two runs can be compared exactly; what is no
+    number is null, as JSON knows no NaN. Opening it for step `start` drops the lines of later
+    steps, which a restarted run computes again.
     """
 
     def __init__(self, run: Run, start: int) -> None:
         self._path = storage.join(run.folder, "metrics.jsonl")
-        self._lines = [json.dumps(line) for line in runs.read_metrics(run) if line["step"] <= start]
+        self._lines = [_encoded(line) for line in runs.read_metrics(run) if line["step"] <= start]
         self._put_at = 0.0
         self._put()
 
     def write(self, line: Line) -> None:
         """Append one line; on an object store it is visible within ten seconds."""
-        text = json.dumps(line)
-        self._lines.append(text)
         if not storage.is_uri(self._path):
             with open(self._path, "a", encoding="utf-8") as file:
-                file.write(text + "\n")
-        elif time.monotonic() - self._put_at > _PUT_SECONDS:
+                file.write(_encoded(line))
+            return
+        self._lines.append(_encoded(line))
+        if time.monotonic() - self._put_at > _PUT_SECONDS:
             self._put()
 
-    def close(self) -> None:
+    def flush(self) -> None:
         """Put what is not yet visible."""
         if storage.is_uri(self._path):
             self._put()
 
+    def close(self) -> None:
+        """Put what is not yet visible."""
+        self.flush()
+
     def _put(self) -> None:
-        storage.write(self._path, "".join(line + "\n" for line in self._lines).encode())
+        storage.write(self._path, "".join(self._lines).encode())
         self._put_at = time.monotonic()
 
 
@@ -85,8 +96,13 @@ class TensorBoard:
     """Event files under the run's folder: `tensorboard --logdir <root>/runs`."""
 
     def __init__(self, run: Run, start: int) -> None:
-        folder = storage.join(run.folder, "tensorboard")
-        self._writer = SummaryWriter(folder, purge_step=start + 1)
+        self._folder = storage.join(run.folder, "tensorboard")
+        # tensorboardX has clients of its own for some stores: we write here, and upload
+        is_remote = storage.is_uri(self._folder)
+        self._staging = tempfile.TemporaryDirectory() if is_remote else None
+        self._writer = SummaryWriter(
+            self._staging.name if self._staging else self._folder, purge_step=start + 1
+        )
 
     def write(self, line: Line) -> None:
         """Write each number as a scalar of its step, and each text as a text."""
@@ -96,9 +112,18 @@ class TensorBoard:
             elif value is not None and key not in ("step", "time"):
                 self._writer.add_scalar(key, value, line["step"])
 
+    def flush(self) -> None:
+        """Write out the event file."""
+        self._writer.flush()
+        if self._staging:
+            storage.upload(Path(self._staging.name), self._folder)
+
     def close(self) -> None:
-        """Flush the event file."""
+        """Flush, and let go of the event file."""
         self._writer.close()
+        if self._staging:
+            storage.upload(Path(self._staging.name), self._folder)
+            self._staging.cleanup()
 
 
 class MLflow:
@@ -115,6 +140,9 @@ class MLflow:
     def write(self, line: Line) -> None:
         """Log the numbers of one step."""
         self._mlflow.log_metrics(_numbers(line), step=int(line["step"] or 0))
+
+    def flush(self) -> None:
+        """Every call has reached the server."""
 
     def close(self) -> None:
         """End the MLflow run."""
@@ -136,9 +164,21 @@ class WeightsAndBiases:
         """Log the numbers of one step."""
         self._run.log(_numbers(line), step=int(line["step"] or 0))
 
+    def flush(self) -> None:
+        """Its own process uploads as it can."""
+
     def close(self) -> None:
         """Finish the upload."""
         self._run.finish()
+
+
+def _encoded(line: Line) -> str:
+    finite = {key: value if _is_json(value) else None for key, value in line.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _is_json(value: Value) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _numbers(line: Line) -> dict[str, float]:

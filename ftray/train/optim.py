@@ -9,7 +9,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from ftray.config.run import TrainConfig
-from ftray.errors import ConfigError
 
 
 def build_optimizer(
@@ -27,7 +26,9 @@ def build_optimizer(
             on_gpu = all(p.is_cuda for p in parameters)
             return torch.optim.AdamW(groups, train.learning_rate, train.betas, fused=on_gpu)
         case "adamw_8bit":
-            return _adamw_8bit(groups, parameters, train)
+            # Dettmers et al. 2022, arXiv:2110.02861: moments in blocks of 8 bits
+            made: torch.optim.Optimizer = AdamW8bit(groups, train.learning_rate, train.betas)
+            return made
 
 
 def learning_rate(step: int, total_steps: int, train: TrainConfig) -> float:
@@ -59,16 +60,3 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
     limit = math.inf if max_norm is None else max_norm
     norm = nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=False)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-
-def _adamw_8bit(
-    groups: list[dict[str, object]], parameters: list[nn.Parameter], train: TrainConfig
-) -> torch.optim.Optimizer:
-    """AdamW with block-wise 8-bit moments (Dettmers et al. 2022, arXiv:2110.02861)."""
-    if any(isinstance(p, DTensor) for p in parameters):
-        raise ConfigError(
-            "train.optimizer=adamw_8bit cannot hold sharded weights",
-            "set train.optimizer=adamw, or scaling.strategy=ddp",
-        )
-    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=train.learning_rate, betas=train.betas)
-    return optimizer

@@ -7,7 +7,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 
 from ftray.model.loss import LanguageModel
 
@@ -33,18 +38,26 @@ def replicate(parameters: Iterable[Tensor]) -> None:
             dist.broadcast(parameter.detach(), src=0)
 
 
-def shard(model: LanguageModel, trainable: dict[str, nn.Parameter], *, full: bool) -> None:
+def shard(
+    model: LanguageModel, trainable: dict[str, nn.Parameter], compute: torch.dtype | None
+) -> None:
     """Shard the model's weights over all workers in place (FSDP2, arXiv:2304.11277).
 
     With adapters only the frozen base is sharded: adapters are small, so they stay whole on every
-    worker, and their gradients are summed by `sum_gradients`. With full fine-tuning every weight
-    is sharded and FSDP sums the gradients itself.
+    worker, and their gradients are summed by `sum_gradients`; `compute` is None. With full
+    fine-tuning every weight is sharded, gathered in the precision `compute`, and FSDP sums the
+    gradients itself, in fp32. Under autocast each layer's copy would live until its backward pass.
     """
-    whole = set() if full else set(trainable.values())
+    whole = set(trainable.values()) if compute is None else set()
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=compute and torch.float32)
     mesh = init_device_mesh(_device_type(model), (dist.get_world_size(),))
     for layer in [*model.layers, model]:
         own = whole & set(layer.parameters())
-        fully_shard(layer, mesh=mesh, ignored_params=own)
+        # also the outermost: else what lies outside the layers stays whole after an evaluation,
+        # and the checkpoint that follows it would not find those weights' moments
+        fully_shard(
+            layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=own
+        )
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The loss is already divided by the label tokens of the global batch: sum, no mean.

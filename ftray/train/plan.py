@@ -15,11 +15,11 @@ from ftray.train.advice import advice
 from ftray.train.machine import Machine
 from ftray.train.memory import (
     GIB,
+    USABLE_OF_GPU,
     Memory,
     Worker,
     bytes_per_element,
     estimate,
-    strategy,
     trainable,
 )
 
@@ -67,7 +67,7 @@ def make_plan(
         config=config.model_dump(mode="json"),
         batch=_batch(config, micro),
         method=config.adapter.method,
-        strategy=strategy(config),
+        strategy=config.strategy,
         dtype="bfloat16" if bytes_per_element(config, worker) == 2 else "float32",
         worker=worker,
         parameters=None if shape is None else shape.parameters,
@@ -110,12 +110,11 @@ def worker_of(config: RunConfig, cluster: ClusterConfig | None, machine: Machine
     sizes = [node.gpu_memory_gib for node in with_gpus if node.gpu_memory_gib is not None]
     if not sizes:
         return Worker("gpu", count, None, f"{where} has no GPU")
-    usable = min(sizes) * min(1.0, gpus) * _USABLE_OF_GPU
-    source = f"{where}: a GPU of {min(sizes):.0f} GiB, of which {_USABLE_OF_GPU:.0%} can be used"
+    usable = min(sizes) * min(1.0, gpus) * USABLE_OF_GPU
+    source = f"{where}: a GPU of {min(sizes):.0f} GiB, of which {USABLE_OF_GPU:.0%} can be used"
     return Worker("gpu", count, int(usable * GIB), source)
 
 
-_USABLE_OF_GPU = 0.95  # the caching allocator cannot use every gap
 _RAY_STORE = 0.3  # of a host's memory goes to Ray's object store unless the cluster file says less
 _DRIVER = 1.0  # GiB for Ray itself, the driver and the data tasks
 

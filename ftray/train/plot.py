@@ -15,7 +15,8 @@ def loss_curve(name: str, metrics: Sequence[Mapping[str, Any]]) -> bytes:
     axes = figure.subplots()
     xs, ys = [line["step"] for line in steps], [line["loss"] for line in steps]
     axes.plot(xs, ys, color="tab:blue", alpha=0.3, label="training loss")
-    axes.plot(xs, _running_mean(ys), color="tab:blue", label="training loss, smoothed")
+    smooth = _running_mean(ys, window=len(ys) / 20)
+    axes.plot(xs, smooth, color="tab:blue", label="training loss, smoothed")
     if evals:
         xs, ys = [line["step"] for line in evals], [line["eval_loss"] for line in evals]
         axes.plot(xs, ys, "o-", color="tab:orange", label="eval loss")
@@ -28,9 +29,9 @@ def loss_curve(name: str, metrics: Sequence[Mapping[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def _running_mean(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    """Exponential mean, corrected for its start (as Adam's moments are)."""
-    means, mean = [], 0.0
+def _running_mean(values: Sequence[float], window: float) -> list[float]:
+    """Exponential mean over about `window` values, corrected for its start (as in Adam)."""
+    means, mean, weight = [], 0.0, 1 - 1 / max(1.0, window)
     for count, value in enumerate(values, start=1):
         mean = weight * mean + (1 - weight) * value
         means.append(mean / (1 - weight**count))

@@ -1,8 +1,10 @@
-"""What a person sees while a run trains: a bar, evaluations and notes; and the heartbeat."""
+"""What a person sees while a run trains: a bar, evaluations and notes."""
 
 import contextlib
+import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,16 +21,19 @@ from rich.progress import (
 )
 
 from ftray import runs, storage
+from ftray.errors import StorageError, first_line
 from ftray.runs import Run
 
+logger = logging.getLogger(__name__)
+
 _LOOK_SECONDS = 0.5
-_HEARTBEAT_SECONDS = 5.0
 _REMOTE_LOOK_SECONDS = 10.0  # an object store is asked for the whole file
+_NOTE_SECONDS = 5.0
 
 
 @contextlib.contextmanager
 def watched(run: Run, total_steps: int) -> Iterator[None]:
-    """Show the run's progress on stderr and keep its status alive while the block runs."""
+    """Show the run's progress on stderr, and its step in its status, while the block runs."""
     watcher = _Watcher(run, total_steps)
     watcher.start()
     try:
@@ -48,26 +53,34 @@ class _Watcher(threading.Thread):
         self._metrics = _Lines(storage.join(run.folder, "metrics.jsonl"))
         self._notes = _Lines(storage.join(run.folder, "train.log"))
         self._step = 0
+        self._noted_at = 0.0
+        # what an earlier attempt has measured was shown then
+        lines = runs.read_metrics(run)
+        self._evaluated = max((line["step"] for line in lines if "eval_loss" in line), default=0)
+        self._notes.new()
 
     def run(self) -> None:
-        """Look, show and beat until told to finish, then once more."""
+        """Look and show until told to finish, then once more."""
         wait = _REMOTE_LOOK_SECONDS if storage.is_uri(self._run.folder) else _LOOK_SECONDS
-        beats_every = max(1, round(_HEARTBEAT_SECONDS / wait))
         with _bar() as bar:
             task = bar.add_task(self._run.name, total=self._total, numbers="starting workers")
-            looks = 0
             while not self._done.wait(wait):
-                self._show(bar, task)
-                looks += 1
-                if looks % beats_every == 0:
-                    self._beat()
-            self._show(bar, task)
-            self._beat()
+                self._look(bar, task)
+            self._noted_at = 0.0
+            self._look(bar, task)
 
     def finish(self) -> None:
         """Show what came last, and stop."""
         self._done.set()
         self.join()
+
+    def _look(self, bar: Progress, task: TaskID) -> None:
+        try:
+            self._show(bar, task)
+            if time.monotonic() - self._noted_at > _NOTE_SECONDS:
+                self._note_step()
+        except (StorageError, OSError) as error:  # the next look may get through
+            logger.warning("progress cannot be shown: %s", first_line(error))
 
     def _show(self, bar: Progress, task: TaskID) -> None:
         for note in self._notes.new():
@@ -76,16 +89,17 @@ class _Watcher(threading.Thread):
             line = runs.parsed(text)
             if line is None:
                 continue
-            if "eval_loss" in line:
-                bar.console.print(_evaluation(line), highlight=False, markup=False)
-            else:
+            if "loss" in line:
                 self._step = line["step"]
                 bar.update(task, completed=self._step, numbers=_numbers(line))
+            elif line["step"] > self._evaluated:
+                self._evaluated = line["step"]
+                bar.console.print(_evaluation(line), highlight=False, markup=False)
 
-    def _beat(self) -> None:
-        status = runs.read_status(self._run)
+    def _note_step(self) -> None:
+        self._noted_at = time.monotonic()
         step, total = self._step, self._total
-        runs.write_status(self._run, replace(status, state="running", step=step, total_steps=total))
+        runs.change_status(self._run, lambda status: replace(status, step=step, total_steps=total))
 
 
 class _Lines:
@@ -103,7 +117,9 @@ class _Lines:
 
     def _unseen(self) -> bytes:
         if storage.is_uri(self._path):
-            return (storage.read_if_exists(self._path) or b"")[self._seen :]
+            data = storage.read_if_exists(self._path) or b""
+            self._seen = self._seen if self._seen <= len(data) else 0
+            return data[self._seen :]
         if not os.path.exists(self._path):
             return b""
         with open(self._path, "rb") as file:  # read on from there: the file may be long

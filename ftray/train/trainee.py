@@ -15,7 +15,6 @@ from ftray.model.adapter import Attached, attach
 from ftray.model.base import load_base, local_cache, resolve_dtype
 from ftray.model.export import load_adapter
 from ftray.model.loss import LanguageModel
-from ftray.train.memory import strategy
 from ftray.train.parallel import Place, replicate, shard
 from ftray.train.tuned import check_base
 
@@ -39,7 +38,8 @@ class Trainee:
         """Compute in `dtype` inside the block."""
         device = self.attached.model.device.type
         is_mixed = next(self.model.parameters()).dtype != self.dtype
-        with torch.autocast(device, dtype=self.dtype, enabled=is_mixed):
+        is_ours = is_mixed and not self.sums_own_gradients  # FSDP2 gathers weights in `dtype`
+        with torch.autocast(device, dtype=self.dtype, enabled=is_ours):
             yield
 
 
@@ -57,14 +57,14 @@ def build_trainee(config: RunConfig, folder: Path, place: Place, root: str) -> T
             layer.compile()
     replicate(attached.trainable.values())
     full = isinstance(config.adapter, FullConfig)
-    is_sharded = strategy(config) == "fsdp"
+    is_sharded = config.strategy == "fsdp"
     dtype = resolve_dtype(config.model, place.device)
     if place.is_first:
         reason = "weights are sharded" if is_sharded else "each worker holds the whole model"
-        logger.info("scaling.strategy=%s: %s", strategy(config), reason)
+        logger.info("scaling.strategy=%s: %s", config.strategy, reason)
         logger.info("model.dtype=%s on %s", str(dtype).removeprefix("torch."), place.device)
     if is_sharded:
-        shard(model, attached.trainable, full=full)
+        shard(model, attached.trainable, compute=dtype if full else None)
     model.train()
     return Trainee(model, attached, sums_own_gradients=is_sharded and full, dtype=dtype)
 

@@ -105,10 +105,7 @@ def test_the_status_says_what_was_published(lora_run: Run) -> None:
     ("name", "changes"),
     [
         ("one-worker", ["scaling.num_workers=1", "train.micro_batch_size=8"]),
-        (
-            "four-workers-fsdp",
-            ["scaling.num_workers=4", "train.micro_batch_size=2", "scaling.strategy=fsdp"],
-        ),
+        ("four-workers", ["scaling.num_workers=4", "train.micro_batch_size=2"]),
     ],
 )
 def test_the_loss_curve_does_not_depend_on_workers_and_micro_batches(
@@ -128,6 +125,26 @@ def test_the_loss_curve_does_not_depend_on_workers_and_micro_batches(
 def test_each_method_learns_and_publishes(name: str, changes: list[str], workplace: Path) -> None:
     run = trained(workplace, name, *changes)
     assert eval_losses(run)[-1] < losses(run)[0]
+    assert registry.resolve(run.root, name).ref == f"{name}@1"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_each_method_learns_under_each_strategy_on_one_worker_and_two(
+    method: str, strategy: str, workers: int, workplace: Path
+) -> None:
+    name = f"{method}-{strategy}-{workers}"
+    rate = "1e-3" if method == "full" else "5e-3"
+    run = trained(
+        workplace,
+        name,
+        "adapter={method: full}" if method == "full" else f"adapter.method={method}",
+        f"train.learning_rate={rate}",
+        f"scaling={{num_workers: {workers}, strategy: {strategy}}}",
+    )
+    assert eval_losses(run)[-1] < eval_losses(run)[0]
     assert registry.resolve(run.root, name).ref == f"{name}@1"
 
 

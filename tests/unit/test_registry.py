@@ -135,25 +135,33 @@ def test_a_reference_means_the_latest_or_a_version_or_an_alias(root, folder):
 
 
 @pytest.mark.parametrize(
-    ("ref", "message"),
+    ("ref", "message", "hint"),
     [
-        ("tickts", r"no adapter 'tickts' \(did you mean 'tickets'\?\)"),
-        ("tickts@1", r"no adapter 'tickts' \(did you mean 'tickets'\?\)"),
-        ("tickts@champion", r"no adapter 'tickts' \(did you mean 'tickets'\?\)"),
-        ("tickets@7", "adapter 'tickets' has no version 7; the latest is 1"),
-        ("tickets@champoin", r"has no alias 'champoin' \(did you mean 'champion'\?\); its aliases"),
-        ("tickets@", "alias '' is not possible"),
-        ("../tickets", "adapter name '../tickets' is not possible"),
-        ("tickets@../1", "alias '../1' is not possible"),
-        ("tickets/1", "adapter name 'tickets/1' is not possible"),
+        ("tickts", "no adapter 'tickts'", "did you mean 'tickets'?"),
+        ("tickts@1", "no adapter 'tickts'", "did you mean 'tickets'?"),
+        ("tickts@champion", "no adapter 'tickts'", "did you mean 'tickets'?"),
+        (
+            "tickets@7",
+            "adapter 'tickets' has no version 7; the latest is 1",
+            "ftray adapters show tickets",
+        ),
+        (
+            "tickets@champoin",
+            "no alias 'champoin'; its aliases: champion",
+            "did you mean 'champion'?",
+        ),
+        ("tickets@", "alias '' is not possible", "ftray adapters list"),
+        ("../tickets", "adapter name '../tickets' is not possible", "ftray adapters list"),
+        ("tickets@../1", "alias '../1' is not possible", "ftray adapters list"),
+        ("tickets/1", "adapter name 'tickets/1' is not possible", "ftray adapters list"),
     ],
 )
-def test_a_wrong_reference_is_explained(root, folder, ref, message):
+def test_a_wrong_reference_is_explained(root, folder, ref, message, hint):
     registry.publish(root, folder, DRAFT)
     registry.promote(root, "tickets", "champion")
     with pytest.raises(RegistryError, match=message) as caught:
         registry.resolve(root, ref)
-    assert caught.value.hint.startswith("ftray adapters ")
+    assert caught.value.hint == hint
 
 
 def test_a_name_never_becomes_a_path_unchecked(root, folder):

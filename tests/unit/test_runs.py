@@ -230,9 +230,9 @@ def test_a_name_never_becomes_a_path_unchecked(root):
 
 def test_an_unknown_run_is_answered_with_the_closest_name(root):
     runs.open_run(root, CONFIG)
-    with pytest.raises(ConfigError, match=r"no run 'tickts' .*did you mean 'tickets'") as caught:
+    with pytest.raises(ConfigError, match="no run 'tickts'") as caught:
         runs.delete_run(root, "tickts")
-    assert caught.value.hint == "ftray runs list"
+    assert caught.value.hint == "did you mean 'tickets'?"
 
 
 def test_metrics_leave_out_a_torn_line(root):

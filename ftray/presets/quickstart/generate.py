@@ -44,12 +44,12 @@ def _chat(wordings: Wordings, ticket_type: str, rng: random.Random) -> list[Mess
     ticket = {"type": ticket_type, "item": item, "urgent": urgent}
     return [
         {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": _message(wordings, request, urgent, rng)},
+        {"role": "user", "content": _message(wordings, request, rng, urgent=urgent)},
         {"role": "assistant", "content": json.dumps(ticket, separators=(",", ":"))},
     ]
 
 
-def _message(wordings: Wordings, request: str, urgent: bool, rng: random.Random) -> str:
+def _message(wordings: Wordings, request: str, rng: random.Random, *, urgent: bool) -> str:
     if not urgent and rng.random() < 0.5:
         sentences = [request]  # who says nothing about time is in no hurry
     else:

@@ -80,12 +80,25 @@ def test_rslora_divides_by_the_root_of_the_rank():
         (["data.train=[]"], "expected a file, a glob or a folder"),
         (["data.eval=''"], "expected a file, a glob or a folder"),
         (["data.columns={prompt: q}"], "format 'messages' knows messages; found prompt"),
+        (
+            ["adapter={method: full}", "scaling.num_workers=2", "train.optimizer=adamw_8bit"],
+            "adamw_8bit cannot hold sharded weights: set scaling.strategy=ddp",
+        ),
         (["tracking=[tensorbord]"], "did you mean 'tensorboard'"),
     ],
 )
 def test_what_cannot_be_run_is_refused(run_file: Path, overrides: list[str], message: str):
     with pytest.raises(ConfigError, match=message):
         load(run_file, *overrides)
+
+
+def test_weights_are_sharded_where_all_are_trained_by_several(run_file: Path):
+    full, several = "adapter={method: full}", "scaling.num_workers=2"
+    assert load(run_file, several).strategy == "ddp"
+    assert load(run_file, full).strategy == "ddp"
+    assert load(run_file, full, several).strategy == "fsdp"
+    assert load(run_file, full, several, "scaling.strategy=ddp").strategy == "ddp"
+    assert load(run_file, "scaling.strategy=fsdp").strategy == "fsdp"
 
 
 def test_exponents_without_a_dot_are_numbers_too(run_file: Path):

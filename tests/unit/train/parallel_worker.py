@@ -21,19 +21,48 @@ from ftray.data.batches import Batch
 from ftray.model.adapter import attach
 from ftray.model.base import load_base
 from ftray.model.loss import LanguageModel
+from ftray.runs import Run
+from ftray.train import checkpoint
 from ftray.train.optim import build_optimizer
 from ftray.train.parallel import Place, shard
-from ftray.train.step import MicroBatch, share, train_step
+from ftray.train.step import MicroBatch, StepResult, share, train_step
 from ftray.train.trainee import Trainee
 
-STEPS, PACKS, LENGTH, MICRO = 4, 7, 16, 2  # 7 packs: one worker's last micro-batch is empty
+TRAIN = TrainConfig(epochs=1, learning_rate=1e-2)
+STEPS, PACKS, LENGTH, MICRO = 3, 7, 16, 2  # 7 packs: one worker's last micro-batch is empty
 
 ADAPTERS: dict[str, AdapterConfig] = {
     "lora": LoraConfig(rank=4),
     "lora-dropout": LoraConfig(rank=4, dropout=0.2),
     "qlora": QloraConfig(rank=4),
+    "lora-recomputed": LoraConfig(rank=4),
     "full": FullConfig(),
+    "full-bf16": FullConfig(),
+    "full-recomputed": FullConfig(),
 }
+
+
+TOGETHER = [(kind, way) for kind in ADAPTERS for way in ("ddp", "fsdp") if kind[-3:] != "ted"] + [
+    ("lora-recomputed", "fsdp"),
+    ("full-recomputed", "fsdp"),
+]
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A model with its optimizer, as one worker of `place` holds it."""
+
+    trainee: Trainee
+    optimizer: torch.optim.Optimizer
+    place: Place
+
+    def step(self, step: int) -> StepResult:
+        packs = packs_of(step)
+        work = [micro_batch_of(packs, some) for some in share(PACKS, self.place, MICRO)]
+        result = train_step(self.trainee, work, self.place, TRAIN, step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return result
 
 
 @dataclass(frozen=True)
@@ -42,6 +71,7 @@ class Seen:
     norms: list[float]
     answers: list[list[int]]
     sharded: bool
+    precise: bool  # what is trained is fp32
 
 
 def packs_of(step: int) -> list[Batch]:
@@ -71,44 +101,77 @@ def micro_batch_of(packs: list[Batch], positions: list[int]) -> MicroBatch:
     return MicroBatch(batch, positions or [0], len(positions))
 
 
-def trained(folder: Path, kind: str, strategy: str, place: Place) -> Seen:
+def learner(folder: Path, kind: str, strategy: str, place: Place) -> Learner:
     base = load_base(folder, ModelConfig(name=str(folder)), place.device)
     attached = attach(base, ADAPTERS[kind], seed=0)
     model = LanguageModel(base, attached.routing)
-    is_full = kind == "full"
-    if strategy == "fsdp":
-        shard(model, attached.trainable, full=is_full)
-    trainee = Trainee(model.train(), attached, strategy == "fsdp" and is_full)
-    train = TrainConfig(epochs=1, learning_rate=1e-2)
-    optimizer = build_optimizer(attached.trainable.values(), train)
-    results = []
-    for step in range(STEPS):
-        packs = packs_of(step)
-        work = [micro_batch_of(packs, some) for some in share(PACKS, place, MICRO)]
-        results.append(train_step(trainee, work, place, train, step))
-        optimizer.step()
-        optimizer.zero_grad()
+    if kind.endswith("recomputed"):
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    dtype = torch.bfloat16 if kind.endswith("bf16") else torch.float32
+    is_full, is_sharded = kind.startswith("full"), strategy == "fsdp"
+    if is_sharded:
+        shard(model, attached.trainable, compute=dtype if is_full else None)
+    trainee = Trainee(model.train(), attached, is_sharded and is_full, dtype)
+    return Learner(trainee, build_optimizer(attached.trainable.values(), TRAIN), place)
+
+
+def trained(folder: Path, kind: str, strategy: str, place: Place) -> Seen:
+    made = learner(folder, kind, strategy, place)
+    results = [made.step(step) for step in range(STEPS)]
+    model = made.trainee.model
+    with made.trainee.precision():
+        answers = model.generate([[1, 2, 3], [4, 5]], 5, [0], in_step=place.world_size > 1)
+    trainable = made.trainee.attached.trainable.values()
     return Seen(
         [result.loss for result in results],
         [result.grad_norm for result in results],
-        model.generate([[1, 2, 3], [4, 5]], 5, [0]),
+        answers,
         any(isinstance(parameter, DTensor) for parameter in model.parameters()),
+        all(parameter.dtype == torch.float32 for parameter in trainable),
     )
 
 
-def main(rank: int, folder: Path, store: Path, out: Path) -> None:
+def saved_midway(folder: Path, run: Run, place: Place) -> float:
+    """Train sharded, save, and return the loss of the step after that."""
+    made = learner(folder, "full", "fsdp", place)
+    for step in range(STEPS):
+        made.step(step)
+    made.trainee.model.generate([[1, 2, 3]], 2, [0], in_step=True)  # as before a save in training
+    progress = checkpoint.Progress(STEPS, {}, is_best=False, micro_batch_size=MICRO)
+    trainable = made.trainee.attached.trainable
+    checkpoint.save(run, trainable, made.optimizer, progress, place, attempt=1)
+    made.step(STEPS)
+    return made.step(STEPS + 1).loss
+
+
+def gone_on(folder: Path, run: Run, place: Place) -> float:
+    """Load what two workers saved, and return the loss of the step after the next one."""
+    made = learner(folder, "full", "ddp", place)
+    record = checkpoint.newest(run, place)
+    assert record is not None
+    assert record.world_size == 2
+    checkpoint.load(run, record, made.trainee.attached.trainable, made.optimizer)
+    made.step(STEPS)
+    return made.step(STEPS + 1).loss
+
+
+def main(rank: int, folder: Path, root: Path) -> None:
     torch.set_num_threads(1)
-    place = Place(0, 1, torch.device("cpu"))
-    alone = {kind: asdict(trained(folder, kind, "ddp", place)) for kind in ADAPTERS if rank == 0}
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    place = Place(rank, 2, torch.device("cpu"))
+    lone, place = Place(0, 1, torch.device("cpu")), Place(rank, 2, torch.device("cpu"))
+    run = Run(str(root), "sharded")
+    dist.init_process_group("gloo", init_method=f"file://{root}/store", rank=rank, world_size=2)
     together = {
         f"{kind} {strategy}": asdict(trained(folder, kind, strategy, place))
-        for kind in ADAPTERS
-        for strategy in ("ddp", "fsdp")
+        for kind, strategy in TOGETHER
     }
-    out.write_text(json.dumps({"alone": alone, "together": together}))
+    two = saved_midway(folder, run, place)
     dist.destroy_process_group()
+    share_of_kinds = list(ADAPTERS)[rank::2]
+    alone = {kind: asdict(trained(folder, kind, "ddp", lone)) for kind in share_of_kinds}
+    seen = {"together": together, "alone": alone, "after saving": two}
+    if rank == 1:
+        seen["after loading"] = gone_on(folder, run, lone)
+    (root / f"{rank}.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":

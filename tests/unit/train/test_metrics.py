@@ -1,9 +1,10 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from ftray import runs
+from ftray import runs, storage
 from ftray.config.run import RunConfig
 from ftray.errors import ConfigError
 from ftray.runs import Run
@@ -44,6 +45,38 @@ def test_on_an_object_store_the_file_is_whole_after_closing() -> None:
         file.write({"step": step, "loss": 1.0})
     file.close()
     assert [line["step"] for line in runs.read_metrics(run)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("root", ["{folder}", "memory://metrics-flush"])
+def test_what_is_no_number_is_null_as_json_knows_it(root: str, tmp_path: Path) -> None:
+    run = Run(root.format(folder=tmp_path), "tickets")
+    file = MetricsFile(run, 0)
+    file.write({"step": 1, "loss": math.nan, "grad_norm": math.inf, "epoch": 0})
+    file.flush()
+    text = storage.read(storage.join(run.folder, "metrics.jsonl")).decode()
+    expected = {"step": 1, "loss": None, "grad_norm": None, "epoch": 0}
+    assert json.loads(text, parse_constant=pytest.fail) == expected
+
+
+def test_on_an_object_store_the_lines_are_there_after_each_flush() -> None:
+    run = Run("memory://metrics-flushed", "tickets")
+    file = MetricsFile(run, 0)
+    for step in (1, 2):
+        file.write({"step": step, "loss": 1.0})
+        file.flush()  # as before each checkpoint
+        assert len(runs.read_metrics(run)) == step
+
+
+def test_tensorboard_files_reach_an_object_store() -> None:
+    run = Run("memory://tensorboard", "tickets")
+    board = TensorBoard(run, 0)
+    board.write({"step": 1, "loss": 0.5})
+    board.flush()
+    [name] = storage.names(storage.join(run.folder, "tensorboard"))
+    early = storage.read(storage.join(run.folder, "tensorboard", name))
+    board.write({"step": 2, "loss": 0.25})
+    board.close()
+    assert storage.read(storage.join(run.folder, "tensorboard", name)).startswith(early)
 
 
 def test_tensorboard_writes_event_files_below_the_run(run: Run) -> None:

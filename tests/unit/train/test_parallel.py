@@ -13,33 +13,63 @@ from ftray.train.parallel import Place
 from ftray.train.step import share
 
 KINDS = ("lora", "lora-dropout", "qlora", "full")
-CASES = [(kind, strategy) for kind in KINDS for strategy in ("ddp", "fsdp")]
+CASES = [(kind, strategy) for kind in KINDS for strategy in ("ddp", "fsdp")] + [
+    ("lora-recomputed", "fsdp"),
+    ("full-recomputed", "fsdp"),
+]
 
 Seen = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def seen(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Seen]:
-    """What each of two workers saw; the first has also trained alone."""
+    """What each of two workers saw."""
     folder = tmp_path_factory.mktemp("parallel")
-    program, outs = Path(__file__).with_name("parallel_worker.py"), [folder / "0", folder / "1"]
+    program = Path(__file__).with_name("parallel_worker.py")
     workers = [
-        subprocess.Popen([sys.executable, program, str(rank), tiny_folder, folder / "store", out])
-        for rank, out in enumerate(outs)
+        subprocess.Popen([sys.executable, program, str(rank), tiny_folder, folder])
+        for rank in range(2)
     ]
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
-    return [json.loads(out.read_text()) for out in outs]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone(seen: list[Seen]) -> Seen:
+    """What one worker by itself sees; the two have done half of the kinds each."""
+    return {**seen[0]["alone"], **seen[1]["alone"]}
 
 
 @pytest.mark.parametrize(("kind", "strategy"), CASES)
 def test_two_workers_see_the_losses_and_gradients_of_one(
-    kind: str, strategy: str, seen: list[Seen]
+    kind: str, strategy: str, seen: list[Seen], alone: Seen
 ) -> None:
-    alone, together = seen[0]["alone"][kind], seen[0]["together"][f"{kind} {strategy}"]
-    assert together["losses"] == pytest.approx(alone["losses"], rel=1e-5)
-    assert together["norms"] == pytest.approx(alone["norms"], rel=1e-4)
-    assert together["answers"] == alone["answers"]
+    together = seen[0]["together"][f"{kind} {strategy}"]
+    assert together["losses"] == pytest.approx(alone[kind]["losses"], rel=1e-5)
+    assert together["norms"] == pytest.approx(alone[kind]["norms"], rel=1e-4)
+    assert together["answers"] == alone[kind]["answers"]
     assert together["losses"][0] != together["losses"][-1]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_bf16_follows_the_same_curve_with_weights_kept_in_fp32(
+    strategy: str, seen: list[Seen], alone: Seen
+) -> None:
+    together = seen[0]["together"][f"full-bf16 {strategy}"]
+    assert together["losses"] == pytest.approx(alone["full"]["losses"], rel=2e-2)
+    assert together["losses"] != pytest.approx(alone["full"]["losses"], rel=1e-5)
+    assert together["precise"]
+
+
+def test_recomputed_activations_give_the_same_losses_and_gradients(alone: Seen) -> None:
+    for kind in ("lora", "full"):
+        plain, recomputed = (alone[name] for name in (kind, f"{kind}-recomputed"))
+        assert (recomputed["losses"], recomputed["norms"]) == (plain["losses"], plain["norms"])
+
+
+def test_one_worker_goes_on_where_two_with_sharded_weights_stopped(seen: list[Seen]) -> None:
+    assert seen[0]["after saving"] == seen[1]["after saving"]
+    assert seen[1]["after loading"] == pytest.approx(seen[0]["after saving"], rel=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "strategy"), CASES)
@@ -54,8 +84,8 @@ def test_fsdp_shards_weights_and_ddp_does_not(kind: str, seen: list[Seen]) -> No
     assert not seen[0]["together"][f"{kind} ddp"]["sharded"]
 
 
-def test_dropout_changes_the_losses_after_the_first_step(seen: list[Seen]) -> None:
-    with_it, without = (seen[0]["alone"][kind]["losses"] for kind in ("lora-dropout", "lora"))
+def test_dropout_changes_the_losses_after_the_first_step(alone: Seen) -> None:
+    with_it, without = (alone[kind]["losses"] for kind in ("lora-dropout", "lora"))
     assert with_it[0] == without[0]  # B is zero at the start
     assert with_it[2] != without[2]
 

@@ -91,9 +91,21 @@ def test_what_saves_memory_lowers_its_own_part():
     assert replace(qlora, weights=plain.weights) == plain
     assert checkpointed.activations < plain.activations / 8
     full = {"adapter": {"method": "full"}}
-    whole = needed(config(**full)).optimizer  # two bf16 moments
+    whole = needed(config(**full)).optimizer  # two fp32 moments
     in_bytes = needed(config(**full, train__optimizer="adamw_8bit")).optimizer
-    assert in_bytes == pytest.approx(whole * (1 + 4 / 256) / 2)  # a byte each, a scale for 256
+    assert in_bytes == pytest.approx(whole * (1 + 4 / 256) / 4)  # a byte each, a scale for 256
+
+
+def test_weights_that_are_trained_whole_are_fp32_and_computed_with_in_bf16():
+    full = {"adapter": {"method": "full"}}
+    found, count = needed(config(**full)), LLAMA_8B.parameters
+    assert found.weights == (4 + 2) * count
+    assert (found.gradients, found.optimizer, found.loading) == (4 * count, 8 * count, 4 * count)
+    assert needed(config(**full, model__dtype="float32")).weights == 4 * count
+    eight = needed(config(**full, scaling__num_workers=8), 1, replace(H100, count=8))
+    two_layers = 2 * sum(wide * high for wide, high in LLAMA_8B.linear.values())
+    outside = count - LLAMA_8B.layers * two_layers // 2
+    assert eight.weights == 4 * count // 8 + 2 * (outside + two_layers)  # gathered in bf16
 
 
 def test_eager_attention_and_dropout_cost_activations():

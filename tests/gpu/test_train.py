@@ -1,0 +1,91 @@
+"""Every method on a real GPU: `pytest -m gpu tests/gpu`, on a machine with a CUDA device."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ftray import commands, runs
+from ftray.config.base import validated
+from ftray.config.run import RunConfig
+from ftray.data.batches import MemoryRows
+from ftray.data.chat import Tokens
+from ftray.model.nf4 import Nf4Linear
+from ftray.train.optim import build_optimizer
+from ftray.train.parallel import Place
+from ftray.train.step import micro_batch, train_step
+from ftray.train.trainee import build_trainee
+
+pytestmark = pytest.mark.gpu
+
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "lora fp32": {"model": {"dtype": "float32"}},
+    "lora with dropout": {"adapter": {"rank": 8, "dropout": 0.1}},
+    "lora compiled": {"train": {"compile": True}},
+    "lora recomputing": {"train": {"activation_checkpointing": True}},
+    "qlora": {"adapter": {"method": "qlora", "rank": 8}},
+    "qlora compiled": {"adapter": {"method": "qlora", "rank": 8}, "train": {"compile": True}},
+    "full": {"adapter": {"method": "full"}},
+    "full with 8-bit moments": {
+        "adapter": {"method": "full"},
+        "train": {"optimizer": "adamw_8bit"},
+    },
+}
+
+
+def config_of(folder: Path, changes: dict[str, Any]) -> RunConfig:
+    tree = {
+        "name": "gpu",
+        "model": {"name": str(folder), **changes.get("model", {})},
+        "adapter": changes.get("adapter", {"method": "lora", "rank": 8}),
+        "data": {"train": "unused.jsonl", "max_length": 64},
+        "train": {"max_steps": 8, "learning_rate": 5e-3, **changes.get("train", {})},
+    }
+    return validated(RunConfig, tree, "test")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_method_learns_on_the_gpu(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_folder, KINDS[kind])
+    place = Place(0, 1, torch.device("cuda"))
+    trainee = build_trainee(config, tiny_folder, place, str(tmp_path))
+    optimizer = build_optimizer(trainee.attached.trainable.values(), config.train)
+    trained = [False] + [True] * 29
+    rows = MemoryRows([Tokens([5 + i, 6, 7, 8, 9 + i] * 6, trained) for i in range(4)])
+    work = [micro_batch(rows, [[0, 1], [2, 3]], [0, 1], 64)]
+    losses = []
+    for step in range(8):
+        losses.append(train_step(trainee, work, place, config.train, step).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_4_bit_weights_agree_on_cpu_and_gpu_but_for_ties() -> None:
+    linear = torch.nn.Linear(256, 128)
+    on_cpu = Nf4Linear(linear, double_quantization=True).dequantized(torch.float32)
+    on_gpu = Nf4Linear(linear.to("cuda"), double_quantization=True).dequantized(torch.float32)
+    differ = (on_cpu - on_gpu.cpu()).abs() > 1e-4 * on_cpu.abs().max()
+    assert differ.float().mean() < 1e-2
+
+
+def test_a_run_through_ray_takes_the_gpu_and_reports_mfu(tiny_folder: Path, tmp_path: Path) -> None:
+    lines = [{"prompt": f"say {i}", "completion": f"it is {i}"} for i in range(64)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "run.yaml").write_text(f"""
+name: gpu
+model: {{name: {tiny_folder}}}
+adapter: {{method: qlora, rank: 8}}
+data: {{train: train.jsonl, eval: train.jsonl, format: prompt_completion, max_length: 128}}
+train: {{max_steps: 6, global_batch_size: 4, learning_rate: 5.0e-3}}
+storage: root
+""")
+    result = commands.train(str(tmp_path / "run.yaml"))
+    metrics = runs.read_metrics(result.run)
+    assert result.adapter.ref == "gpu@1"
+    assert metrics[0]["mfu"] is not None
+    assert result.eval_loss is not None
+    assert result.eval_loss < metrics[0]["loss"]

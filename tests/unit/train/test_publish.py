@@ -1,0 +1,119 @@
+"""From checkpoints to a version in the registry: the best one, verified, and only once."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ftray import registry, runs
+from ftray.errors import TrainError
+from ftray.model.adapter import adapter_state
+from ftray.runs import Run
+from ftray.train import checkpoint
+from ftray.train.checkpoint import Progress
+from ftray.train.parallel import Place
+from ftray.train.publish import publish_run
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+
+PLACE = Place(0, 1, torch.device("cpu"))
+LORA = {"adapter": {"method": "lora", "rank": 4}}
+
+Learning = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(str(tmp_path), "tickets")
+
+
+def train(
+    run: Run, made: Any, steps: int, best: int | None = None, attempt: int = 1
+) -> list[dict[str, Any]]:
+    """Save after each step; return the adapters that were saved."""
+    saved = []
+    for step in range(1, steps + 1):
+        made.step(step)
+        progress = Progress(step, {"loss": 1.0}, is_best=step == best, micro_batch_size=1)
+        checkpoint.save(run, made.trainable, made.optimizer, progress, PLACE, attempt)
+        saved.append(adapter_state(made.trainee.attached.model))
+    return saved
+
+
+@pytest.mark.parametrize(("best", "taken"), [(2, 2), (None, 3)])
+def test_the_best_checkpoint_is_published_and_else_the_newest(
+    best: int | None, taken: int, learner: Learning, run: Run
+) -> None:
+    made = learner(LORA)
+    saved = train(run, made, 3, best)
+    record = publish_run(made.config, run, None)
+    assert (record.ref, record.metrics["step"]) == ("tickets@1", taken)
+    folder = Path(registry.adapter_folder(run.root, record))
+    published = load_file(folder / "adapter_model.safetensors")
+    assert all(torch.equal(values, saved[taken - 1][name]) for name, values in published.items())
+
+
+def test_a_damaged_best_checkpoint_is_not_published(learner: Learning, run: Run) -> None:
+    made = learner(LORA)
+    train(run, made, 3, best=2)
+    (Path(runs.checkpoint_folder(run, 2, 1)) / "__0_0.distcp").write_bytes(b"torn")
+    assert publish_run(made.config, run, None).metrics["step"] == 3
+
+
+def test_the_same_weights_are_published_once(learner: Learning, run: Run) -> None:
+    made = learner(LORA)
+    train(run, made, 1)
+    first = publish_run(made.config, run, None)
+    assert publish_run(made.config, run, None) == first
+    assert len(registry.versions(run.root, "tickets")) == 1
+    train(run, made, 2, attempt=2)
+    assert publish_run(made.config, run, None).ref == "tickets@2"
+
+
+def test_the_exported_config_is_the_same_in_every_process(learner: Learning, run: Run) -> None:
+    made = learner(LORA)
+    train(run, made, 1)
+    folder = Path(registry.adapter_folder(run.root, publish_run(made.config, run, None)))
+    targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    assert len(targets) > 1
+    assert targets == sorted(targets)  # as a set, PEFT's order changes with the hash seed
+
+
+def test_full_weights_are_published_as_a_model_folder(learner: Learning, run: Run) -> None:
+    made = learner({"adapter": {"method": "full"}})
+    train(run, made, 1)
+    record = publish_run(made.config, run, None)
+    assert (record.kind, record.rank) == ("full", None)
+    folder = Path(registry.adapter_folder(run.root, record))
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(record.files)
+    published = load_file(folder / "model.safetensors")
+    weights = made.weights()
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(published[name], weights[name])
+
+
+def test_a_full_model_computed_in_bf16_is_compared_in_what_it_was_trained_in(
+    learner: Learning, run: Run
+) -> None:
+    made = learner({"adapter": {"method": "full"}, "model.dtype": "bfloat16"})
+    train(run, made, 1)
+    assert publish_run(made.config, run, None).ref == "tickets@1"
+
+
+def test_the_runs_own_chat_template_travels_with_the_adapter(learner: Learning, run: Run) -> None:
+    made = learner(LORA)
+    train(run, made, 1)
+    template = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    folder = Path(registry.adapter_folder(run.root, publish_run(made.config, run, template)))
+    assert (folder / "chat_template.jinja").read_text() == template
+
+
+def test_a_run_without_a_sound_checkpoint_has_nothing_to_publish(
+    learner: Learning, run: Run
+) -> None:
+    with pytest.raises(TrainError, match="no sound checkpoint"):
+        publish_run(learner(LORA).config, run, None)
