@@ -14,6 +14,9 @@ class Owner:
     host: str
     pid: int
 
+    def __str__(self) -> str:
+        return f"pid {self.pid} on {self.host.partition(' ')[0]}"  # less its name space
+
     @property
     def is_me(self) -> bool:
         """Whether it is the calling process."""

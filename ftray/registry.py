@@ -213,7 +213,7 @@ def _latest(root: str, name: str) -> AdapterRecord:
     for number in reversed(_numbers(_adapter(root, name))):
         if record := _recorded(root, name, number):
             return record
-    known = storage.names(storage.join(root, "adapters"))
+    known = [other for other in storage.names(storage.join(root, "adapters")) if other != name]
     hint = did_you_mean(name, known, otherwise="ftray adapters list")
     raise RegistryError(f"no adapter '{name}' in {root}", hint)
 

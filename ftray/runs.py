@@ -78,8 +78,8 @@ class CheckpointRecord(Record):
 def open_run(root: str, config: RunConfig, *, overwrite: bool = False) -> Run:
     """Claim a run for this process: a new one, or the next attempt at one that did not finish.
 
-    Raises ConfigError when the name is taken: by a run that has finished, that has another config,
-    or that another process is running.
+    Raises ConfigError when the name is taken: by a run that has finished, that has taken steps with
+    another config, or that another process is running.
     """
     run = Run(root, config.name)
     status = _stored_status(run)
@@ -170,10 +170,10 @@ def list_runs(root: str) -> dict[str, Status]:
 def delete_run(root: str, name: str, *, force: bool = False) -> None:
     """Delete a run with its checkpoints; published adapters stay. One that is alive needs force."""
     run = Run(root, name)
-    status = _stored_status(run)
-    if status is None:
+    if not storage.exists(_status_path(run)):
         raise _unknown(run)
-    if not force:
+    status = None if force else _stored_status(run)
+    if status is not None:
         _refuse_if_alive(run, status)
     for checkpoint in storage.names(_checkpoints(run)):
         storage.delete(storage.join(_checkpoints(run), checkpoint))
@@ -253,7 +253,7 @@ def _refuse_if_alive(run: Run, status: Status) -> None:
     owner = status.owner
     if not _is_alive(status) or (owner is not None and owner.is_me):
         return
-    where = f" (pid {owner.pid} on {owner.host})" if owner is not None else ""
+    where = f" ({owner})" if owner is not None else ""
     age = time.time() - status.heartbeat
     raise ConfigError(
         f"run '{run.name}' is {status.state} in another process{where}, "
@@ -272,7 +272,8 @@ def _refuse_if_finished(run: Run, status: Status) -> None:
 
 
 def _refuse_if_changed(run: Run, config: RunConfig) -> None:
-    if changed := changes(read_config(run), config):
+    changed = changes(read_config(run), config)
+    if changed and read_metrics(run):  # without a step a mistake was put right: nothing to mix up
         raise ConfigError(
             "\n  ".join([f"run '{run.name}' has begun with another config:", *changed]),
             "choose a new name, or start it anew with --overwrite",

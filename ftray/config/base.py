@@ -102,11 +102,12 @@ class _UniqueKeys(yaml.SafeLoader):
     """A safe loader for which a key given twice is a mistake, not a silent replacement."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [str(key.value) for key, _ in node.value]
-        repeated = sorted({key for key in keys if keys.count(key) > 1})
-        if repeated:
-            problem = f"key given twice: {', '.join(repeated)}"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                problem = f"key given twice: {key.value}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 

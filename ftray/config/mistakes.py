@@ -42,6 +42,8 @@ def _words(problem: ErrorDetails, known_keys: Collection[str]) -> Words:
             return {"message": problem["msg"].removeprefix("Value error, "), "expected": ""}
         case "union_tag_invalid":
             expected, found = context["expected_tags"], context["tag"]
+        case "too_long":
+            expected, found = f"at most {context['max_length']} items", problem["input"]
         case kind:
             plain = problem["msg"].removeprefix("Input should be ").split(", unable")[0]
             expected, found = _KINDS.get(kind, plain), problem["input"]
@@ -51,11 +53,13 @@ def _words(problem: ErrorDetails, known_keys: Collection[str]) -> Words:
 def _expectation(expected: str, found: Any) -> Words:
     choices = [word for word in expected.split("'")[1::2] if word]
     hint = did_you_mean(found, choices, otherwise="")
-    found_it = f"expected {expected}, found {found!r}"
+    found_it = f"expected {expected}, found {_IN_YAML.get(repr(found), repr(found))}"
     return {"message": f"{found_it}; {hint}" if hint else found_it, "expected": expected}
 
 
+_IN_YAML = {"None": "nothing", "True": "true", "False": "false"}
 _KINDS = {
+    "invalid_key": "text as a key",
     "model_type": "a section of keys",
     "model_attributes_type": "a section of keys",
     "dict_type": "a section of keys",

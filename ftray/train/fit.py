@@ -61,7 +61,6 @@ def fit(
     began = time.monotonic()
     root = storage.storage_root(config.storage)
     check_sources([*as_list(config.data.train), *as_list(config.data.eval)], config.data)
-    template = _own_template(config)
     run = runs.open_run(root, config, overwrite=overwrite)
     with status_kept(run), cluster.connected(on):
         machines = cluster.nodes()
@@ -69,6 +68,7 @@ def fit(
         cluster.check_fit(allotment, None, machines)
         cluster.check_storage(root)
         work, total_steps = _plan(config, run, allotment, machines)
+        template = _own_template(config)
         with watched(run, total_steps):
             train_to_the_end(work, allotment, config.scaling.placement_timeout_seconds)
             adapter = _published(config, run, allotment, template)

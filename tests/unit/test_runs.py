@@ -79,8 +79,13 @@ def test_an_unfinished_run_with_an_equal_config_resumes_as_the_next_attempt(root
     assert (status.state, status.step, status.attempts, status.error) == ("queued", 7, 2, None)
 
 
+def after_a_step(root):
+    run = runs.open_run(root, CONFIG)
+    storage.write(f"{run.folder}/metrics.jsonl", b'{"step": 1, "loss": 2.0}\n')
+
+
 def test_a_changed_config_is_refused_and_every_changed_key_named(root):
-    runs.open_run(root, CONFIG)
+    after_a_step(root)
     changed = override(
         CONFIG,
         {"train.learning_rate": 1e-3, "data.columns": {"messages": "chat"}, "adapter.rank": 8},
@@ -95,8 +100,16 @@ def test_a_changed_config_is_refused_and_every_changed_key_named(root):
     assert "--overwrite" in caught.value.hint
 
 
+def test_a_run_that_has_taken_no_step_may_be_put_right(root):
+    run = runs.open_run(root, CONFIG)
+    runs.write_status(run, replace(runs.read_status(run), state="failed", error="no such model"))
+    right = override(CONFIG, {"model.name": "./here"})
+    assert runs.open_run(root, right) == run
+    assert runs.read_config(run) == right
+
+
 def test_another_method_is_a_changed_config(root):
-    runs.open_run(root, CONFIG)
+    after_a_step(root)
     with pytest.raises(ConfigError, match=r"adapter.method: was \"lora\", is \"full\" now"):
         runs.open_run(root, override(CONFIG, {"adapter": {"method": "full"}}))
 
