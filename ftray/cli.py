@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ftray import __version__
 from ftray.answers import Answer
-from ftray.errors import ConfigError, FtrayError, did_you_mean
+from ftray.errors import ConfigError, FtrayError, StorageError, did_you_mean
 from ftray.verbs import add_verbs
 
 
@@ -36,8 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -56,7 +54,8 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     # argparse closes a list of positionals at the first option: `run.yaml --json k=v` leaves k=v
     unknown = [text for text in left if text.startswith("-") or not given.takes_overrides]
     if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
+        said = f"{given.called}: unknown arguments: {' '.join(unknown)}"
+        raise ConfigError(said, f"{given.called} --help")
     given.overrides = [*given.overrides, *left]
     return given
 
@@ -97,6 +96,15 @@ def _log_to_stderr(*, verbose: bool) -> None:
 
 
 def _print(answer: Answer, *, as_json: bool) -> None:
+    try:
+        _write(answer, as_json=as_json)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise StorageError(f"the answer cannot be written: {error.strerror}") from None
+
+
+def _write(answer: Answer, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(answer.data, default=_plain, ensure_ascii=False, indent=2))
     elif isinstance(answer.shown, str):
@@ -104,11 +112,19 @@ def _print(answer: Answer, *, as_json: bool) -> None:
     else:
         # in a pipe nothing is cut at a terminal's width
         width = None if sys.stdout.isatty() else _WIDE
-        Console(width=width, markup=False, highlight=False).print(answer.shown)
+        _Console(width=width, markup=False, highlight=False).print(answer.shown)
     sys.stdout.flush()
 
 
 _WIDE = 1000
+
+
+class _Console(Console):
+    """A console that leaves a broken pipe to its caller instead of exiting with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise again: rich calls this while it handles the BrokenPipeError."""
+        raise
 
 
 def _plain(value: object) -> object:

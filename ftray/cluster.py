@@ -2,23 +2,26 @@
 
 import logging
 import os
+import signal
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
+from typing import Any
 
 import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ftray import storage
-from ftray.config.cluster import ClusterConfig
+from ftray.config.cluster import READ_CPUS, ClusterConfig
 from ftray.config.run import ScalingConfig
 from ftray.errors import ClusterError
 
 logger = logging.getLogger(__name__)
 
-READ_CPUS = 1.0  # Ray Data hangs silently when training leaves it no CPU for its read tasks
 _GPU_WORKER_CPUS = 4.0  # more than a training loop on a GPU can use
 _OBJECT_STORE_BYTES = 2 * 2**30
 
@@ -52,16 +55,20 @@ class Allotment:
 def connected(config: ClusterConfig | None) -> Iterator[None]:
     """Join the cluster that the file names, or start one on this machine for the block's time.
 
-    A process that is already connected, as a test run or a notebook, keeps its connection.
+    In the block SIGTERM, which `kill` and schedulers send, does what Ctrl-C does. A process that is
+    already connected, as a test run or a notebook, keeps its connection.
     """
     if ray.is_initialized():
         yield
         return
+    before = signal.getsignal(signal.SIGTERM)
     _connect(config or ClusterConfig())
     try:
+        _when_killed(signal.default_int_handler)  # Ray's prints a native stack, and aborts
         yield
     finally:
         ray.shutdown()
+        _when_killed(before)
 
 
 def nodes() -> list[Node]:
@@ -150,6 +157,11 @@ def free_resources() -> str:
         if kind in total
     ]
     return ", ".join(parts) or "no resources at all"
+
+
+def _when_killed(handler: Callable[[int, FrameType | None], Any] | int | None) -> None:
+    if threading.current_thread() is threading.main_thread():  # no other may set handlers
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _connect(config: ClusterConfig) -> None:

@@ -58,7 +58,7 @@ def publish(root: str, folder: Path, draft: AdapterRecord) -> AdapterRecord:
     Publishers at the same time get different versions. A publisher that dies leaves a number that
     is never used again, and no version.
     """
-    _checked(draft.name, "adapter name")
+    check_adapter_name(draft.name)
     version = _claim_version(root, draft.name)
     record = replace(draft, version=version, created=time.time())
     target = adapter_folder(root, record)
@@ -69,6 +69,11 @@ def publish(root: str, folder: Path, draft: AdapterRecord) -> AdapterRecord:
     storage.write(storage.join(target, storage.RECORD), encode(record))
     logger.info("published %s (%d files) in %s", record.ref, len(files), target)
     return record
+
+
+def check_adapter_name(name: str) -> None:
+    """Raise RegistryError if an adapter cannot be called so."""
+    _checked(name, "adapter name")
 
 
 def resolve(root: str, ref: str) -> AdapterRecord:

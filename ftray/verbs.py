@@ -196,7 +196,7 @@ def _verb(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(verb=act, takes_overrides=False)
+    parser.set_defaults(verb=act, called=parser.prog, takes_overrides=False)
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     parser.add_argument("-v", "--verbose", action="store_true", help="log more to stderr")
     return parser

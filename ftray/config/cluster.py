@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ftray.config.base import Config, read_tree, validated
 
+READ_CPUS = 1.0  # Ray Data hangs silently when training leaves it no CPU for its read tasks
 MIN_OBJECT_STORE = 75 * 2**20  # Ray refuses less
 
 

@@ -22,10 +22,15 @@ def anchored(value: Any, folder: Path, key: str = "") -> Any:
     return value
 
 
+def is_path(name: str) -> bool:
+    """Say whether a model's name is a folder; else it is a hub id or the built-in model."""
+    return re.match(r"[.~/]", name) is not None
+
+
 def _is_relative_path(key: str, value: str) -> bool:
     match key:
         case "model.name":
-            return re.match(r"[.~/]", value) is not None  # else a hub id or the built-in model
+            return is_path(value)
         case "data.chat_template":
             return value not in ("", "model", "none")
         case _:

@@ -78,11 +78,33 @@ class Batch:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Cuts:
+    """What `data.max_length` does to rows: `dropped` ones lose all their labels by it."""
+
+    rows: int
+    truncated: int
+    dropped: int
+
+    def __str__(self) -> str:
+        return (
+            f"of {self.rows} rows {self.truncated} are cut at data.max_length, {self.dropped} are"
+            " left out since nothing to learn would be left of them"
+        )
+
+
+def cuts(rows: TokenRows, data: DataConfig) -> Cuts:
+    """Count what `data.max_length` does to rows; DataError if it leaves nothing to learn."""
+    kept = _kept(rows, data)
+    truncated = int(np.count_nonzero(rows.lengths[kept] > data.max_length))
+    return Cuts(len(rows.lengths), truncated, len(rows.lengths) - len(kept))
+
+
 class Batches:
     """The global batches of a run, by step from 0.
 
     Each epoch goes through all rows that keep a label within `data.max_length`, in an order from
-    (seed, epoch). `truncated` counts the rows that are cut, `dropped` those that lose all labels.
+    (seed, epoch).
     """
 
     def __init__(self, rows: TokenRows, data: DataConfig, train: TrainConfig) -> None:
@@ -90,8 +112,6 @@ class Batches:
         self._train = train
         self._lengths = np.minimum(rows.lengths, data.max_length).tolist()
         self._kept = _kept(rows, data)
-        self.truncated = int(np.count_nonzero(rows.lengths[self._kept] > data.max_length))
-        self.dropped = len(rows.lengths) - len(self._kept)
         self._steps: dict[int, int] = {}
         self._latest: tuple[int, list[Pack]] = (-1, [])
 

@@ -101,6 +101,12 @@ def place(path: str, kind: Kind, line: int) -> str:
     return f"{Path(path).name} {'row' if kind in ('parquet', 'json') else 'line'} {line}"
 
 
+def row_error(source: str, kind: Kind, line: int, reason: str, hint: str) -> DataError:
+    """Say which row is bad, why, and what can be done about it."""
+    otherwise = "put it right, or leave such rows out: data.on_bad_row=drop"
+    return DataError(f"{place(source, kind, line)}: {reason}", hint or otherwise)
+
+
 _KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",

@@ -16,6 +16,7 @@ from ftray.data.files import Kind, Scan, SourceFile, place
 
 DATA_VERSION = 1  # raised when the same rows would become other tokens or another file
 SCHEMA = 1
+REPORT = "report.json"
 REASONS = 100  # how many bad rows a report names
 
 
@@ -112,7 +113,7 @@ def published_shards(folder: str) -> dict[int, ShardRecord]:
 
 def publish_manifest(folder: str, manifest: Manifest) -> TokenSet:
     """Complete a token set: report, then manifest."""
-    storage.write(storage.join(folder, "report.json"), _to_json(_report(manifest)))
+    storage.write(storage.join(folder, REPORT), _to_json(_report(manifest)))
     storage.create(storage.join(folder, _MANIFEST), _to_json(asdict(_without_lines(manifest))))
     return _token_set(folder, manifest)
 

@@ -18,6 +18,7 @@ from ftray.data.files import (
     scan_sources,
 )
 from ftray.data.manifest import (
+    REPORT,
     Manifest,
     ShardRecord,
     SourceRecord,
@@ -67,10 +68,10 @@ def make_tokens(
     manifest = Manifest(digest, renderer.template_digest, files, in_order)
     _check_has_rows(manifest)
     made = publish_manifest(folder, manifest)
-    logger.info(
-        "tokens %s: %d rows, %d tokens, %d bad rows left out",
-        *(digest[:8], made.rows, made.tokens, made.bad_rows),
-    )
+    logger.info("tokens %s: %d rows, %d tokens", digest[:8], made.rows, made.tokens)
+    if made.bad_rows:
+        report = storage.join(folder, REPORT)
+        logger.warning("%d bad rows are left out, see %s", made.bad_rows, report)
     return made
 
 

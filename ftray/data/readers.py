@@ -73,6 +73,9 @@ def _lines(part: Range) -> Iterator[tuple[int, bytes]]:
 
 
 def _parse_json_line(line: int, data: bytes) -> Row | BadRow:
+    if line == 1 and data.startswith(b"["):
+        hint = "name the file .json if all of it is one list"
+        return BadRow(line, "expected a JSON object (found: a list)", hint)
     try:
         return _checked_object(line, json.loads(_decode(data)), escapes=b"\\u" in data)
     except _INVALID as error:

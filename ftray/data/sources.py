@@ -5,7 +5,7 @@ from itertools import islice
 
 from ftray.config.run import DataConfig
 from ftray.data.examples import parse_example
-from ftray.data.files import SourceFile, find_sources, place, whole
+from ftray.data.files import SourceFile, find_sources, row_error, whole
 from ftray.data.readers import BadRow, Values, read_range
 from ftray.errors import DataError
 
@@ -42,12 +42,12 @@ _FIRST_ROWS = 10
 
 def _parsed(source: SourceFile, data: DataConfig) -> Iterator[Values | DataError]:
     for row in read_range(whole(source)):
-        where = place(source.path, source.kind, row.line)
+        where = (source.path, source.kind, row.line)
         if isinstance(row, BadRow):
-            yield DataError(f"{where}: {row.reason}", row.hint)
+            yield row_error(*where, row.reason, row.hint)
             continue
         try:
             parse_example(row.values, data)
             yield row.values
         except DataError as error:
-            yield DataError(f"{where}: {error.message}", error.hint)
+            yield row_error(*where, error.message, error.hint)

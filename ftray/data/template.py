@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ftray.data.examples import Conversation, Message
@@ -87,6 +87,11 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self.special_tokens,
             )
+        except TemplateSyntaxError as error:
+            raise DataError(
+                f"the chat template is no valid Jinja: line {error.lineno}: {error.message}",
+                "see the file that data.chat_template names, or the one beside the tokenizer",
+            ) from None
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise DataError(f"the chat template refuses it: {error}") from None
         [text], spans = rendered

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ftray.data.chat import Renderer, Tokens
-from ftray.data.files import Range, place
+from ftray.data.files import Range, row_error
 from ftray.data.manifest import REASONS, ShardRecord, publish_shard
 from ftray.data.readers import BadRow, read_range
 from ftray.data.shards import ShardBuilder
@@ -30,7 +30,7 @@ def make_shard(part: Range, renderer: Renderer, folder: str) -> ShardRecord:
             builder.add(row.line, row.tokens)
             continue
         if renderer.fails_on_bad_rows:
-            raise DataError(f"{place(part.path, part.kind, row.line)}: {row.reason}", row.hint)
+            raise row_error(part.path, part.kind, row.line, row.reason, row.hint)
         reasons[_kind(row.reason)] += 1
         if len(first_bad) < REASONS:
             first_bad.append((row.line, row.reason))

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -26,8 +27,9 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from ftray.config.paths import is_path
 from ftray.config.run import BUILTIN_MODEL, ModelConfig
-from ftray.errors import ModelError, first_line
+from ftray.errors import ModelError, did_you_mean, first_line
 from ftray.model.builtin import builtin_folder
 from ftray.storage import is_uri, sha256
 
@@ -44,7 +46,7 @@ def fetch(model: ModelConfig, root: str) -> Path:
     """
     if model.name == BUILTIN_MODEL:
         return builtin_folder(local_cache(root))
-    if re.match(r"[.~/]", model.name):
+    if is_path(model.name):
         return _checked(Path(model.name).expanduser(), model.name)
     return _checked(_downloaded(model), model.name)
 
@@ -117,6 +119,9 @@ def load_base(folder: Path, model: ModelConfig, device: torch.device) -> PreTrai
             local_files_only=True,
             device_map={"": device} if device.type == "cuda" else None,
         )
+    except SafetensorError as error:
+        hint = "the file is damaged or cut off: copy or download it again"
+        raise ModelError(f"{folder}: cannot be loaded: {first_line(error)}", hint) from None
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{folder}: cannot be loaded: {first_line(error)}") from None
     if "position_ids" not in inspect.signature(decoder(loaded).forward).parameters:
@@ -172,10 +177,12 @@ def _downloaded(model: ModelConfig) -> Path:
     except RevisionNotFoundError:
         raise ModelError(f"model.revision: '{model.name}' has no '{model.revision}'") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else first_line(error)
+        without = f"with network: hf download {model.name}; without: model.name={BUILTIN_MODEL}"
         raise ModelError(
             f"model.name: '{model.name}' is not in the local cache, and the Hugging Face hub cannot"
-            f" be reached: {first_line(error)}",
-            f"with network: hf download {model.name}; without: model.name={BUILTIN_MODEL}",
+            f" be reached: {reason}",
+            did_you_mean(model.name, [BUILTIN_MODEL], otherwise=without),
         ) from None
     return Path(folder)
 

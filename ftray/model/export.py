@@ -104,11 +104,13 @@ def load_adapter(attached: Attached, adapter: LoraConfig, folder: Path) -> None:
 def read_adapter_config(folder: Path) -> PeftConfig:
     """Read a PEFT folder's config; anything but LoRA is an error."""
     try:
-        found = PeftConfig.from_pretrained(str(folder))
+        kind = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["peft_type"]
+        found = PeftConfig.from_pretrained(str(folder)) if kind == "LORA" else None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{folder}: no usable {ADAPTER_CONFIG}: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"{folder}: no usable {ADAPTER_CONFIG}: {reason or error}") from None
     if not isinstance(found, PeftConfig):
-        raise ModelError(f"{folder}: the adapter's type is {found.peft_type}, expected LORA")
+        raise ModelError(f"{folder}: the adapter's type is {kind}, expected LORA")
     return found
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig as PeftConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftray.config.run import LoraConfig
@@ -53,7 +54,8 @@ def check_adapter(folder: Path, base_folder: Path) -> LoraConfig:
     ranks = {a[0] for a, _ in layers.values()}
     if ranks != {config.r}:
         raise ModelError(f"{folder}: one rank for all layers is supported, found {sorted(ranks)}")
-    _check_shapes(layers, _base_shapes(base_folder))
+    named = config.base_model_name_or_path
+    _check_layers(layers, _base_shapes(base_folder), config, f"it names '{named}' as its base")
     return LoraConfig(
         rank=config.r,
         alpha=config.lora_alpha,
@@ -109,12 +111,22 @@ def _base_shapes(base_folder: Path) -> Shapes:
     return {name: linear_shape(layer) for name, layer in decoder_linears(model).items()}
 
 
-def _check_shapes(layers: dict[str, tuple[tuple[int, ...], ...]], base: Shapes) -> None:
+def _check_layers(
+    layers: dict[str, tuple[tuple[int, ...], ...]], base: Shapes, config: PeftConfig, hint: str
+) -> None:
     for name, (a, b) in layers.items():
         if name not in base:
-            raise ModelError(f"the adapter changes '{name}', which this base does not have")
+            raise ModelError(f"the adapter changes '{name}', which this base does not have", hint)
         if (a[1], b[0]) != base[name]:
             raise ModelError(
                 f"the adapter's {name} goes from {a[1]} to {b[0]}, this base's from"
-                f" {base[name][0]} to {base[name][1]}: it was made for another model"
+                f" {base[name][0]} to {base[name][1]}: it was made for another model",
+                hint,
             )
+    targeted = {name for name in base if check_target_module_exists(config, name)}
+    if missing := sorted(targeted - set(layers)):
+        raise ModelError(
+            f"the adapter has weights for {len(layers)} layers of this base, but none for"
+            f" {len(missing)} others that it targets, as {missing[0]}: it was made for another",
+            hint,
+        )

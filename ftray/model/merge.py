@@ -1,15 +1,17 @@
 """Fold an adapter into its base model: one folder that needs neither PEFT nor ftray."""
 
-import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
 from ftray.config.run import ModelConfig
-from ftray.errors import ModelError
+from ftray.errors import ModelError, StorageError
 from ftray.model.base import load_base, load_tokenizer, resolve_dtype
 from ftray.model.export import compare, export_full, load_with_peft, logits
 
@@ -25,19 +27,28 @@ def merge(adapter_folder: Path, base_folder: Path, out: Path, model: ModelConfig
     if out.exists():
         raise ModelError(f"{out} exists already", "name a folder that does not")
     cpu = torch.device("cpu")
-    base = load_base(base_folder, model.model_copy(update={"dtype": "float32"}), cpu)
-    tuned = load_with_peft(base, adapter_folder)
-    expected = logits(base)  # PEFT changed it in place: these are the adapter's
-    merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)  # refuses NaN
-    difference = compare(logits(merged), expected, "the merged model")
-    nn.Module.to(merged, resolve_dtype(model, cpu))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    try:
+    with _appearing(out) as folder:
+        base = load_base(base_folder, model.model_copy(update={"dtype": "float32"}), cpu)
+        tuned = load_with_peft(base, adapter_folder)
+        expected = logits(base)  # PEFT changed it in place: these are the adapter's
+        merged: PreTrainedModel = tuned.merge_and_unload(safe_merge=True)  # refuses NaN
+        difference = compare(logits(merged), expected, "the merged model")
+        nn.Module.to(merged, resolve_dtype(model, cpu))
         own = (adapter_folder / "tokenizer_config.json").is_file()
-        export_full(merged, load_tokenizer(adapter_folder if own else base_folder), temporary)
-        temporary.chmod(0o755)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        export_full(merged, load_tokenizer(adapter_folder if own else base_folder), folder)
     return difference
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """Yield a new folder beside `out` that takes its place at the end, and is gone on failure."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as hidden:
+            folder = Path(hidden) / out.name
+            folder.mkdir()
+            yield folder
+            folder.rename(out)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise StorageError(f"{out} cannot be written: {reason}", "name another folder") from None

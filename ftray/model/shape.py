@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ftray.config.paths import is_path
 from ftray.config.run import BUILTIN_MODEL
 
 Linear = dict[str, tuple[int, int]]
@@ -41,7 +42,7 @@ def shape_of(name: str, revision: str | None, root: str) -> ModelShape | None:
     """
     if name == BUILTIN_MODEL:
         return BUILTIN_SHAPE
-    if re.match(r"[.~/]", name):
+    if is_path(name):
         folder: Path | None = Path(name).expanduser()
     else:
         folder = _cached_snapshot(name, revision)

@@ -228,6 +228,8 @@ def _hint(error: BaseException, path: str) -> str:
         return "free some space, or choose another disk with FTRAY_HOME or storage=PATH"
     if isinstance(error, PermissionError) or code == errno.EROFS:
         return "get write access to it, or choose another root with FTRAY_HOME or storage=PATH"
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return "a file is where a folder should be: choose another root"
     if isinstance(error, FileNotFoundError):
         return "check the bucket and the path" if is_uri(path) else "check the path"
     return ""

@@ -48,6 +48,9 @@ def _about_data(config: RunConfig) -> list[str]:
     for key, paths in (("data.train", config.data.train), ("data.eval", config.data.eval)):
         gone = [path for path in as_list(paths) if not _exists(path)]
         found += [f"{key}: nothing at {path}" for path in gone]
+    template = config.data.chat_template
+    if template not in ("model", "none") and not Path(template).is_file():
+        found.append(f"data.chat_template: no file at {template}")
     if config.data.eval is None:
         found.append("data.eval is not set: overfitting will not be seen")
     if config.model.trust_remote_code:

@@ -1,5 +1,6 @@
 """How good a model is on data: mean loss, perplexity, and exact match of greedy answers."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +9,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ftray.config.run import DataConfig
-from ftray.data.batches import MemoryRows, collate
+from ftray.data.batches import MemoryRows, collate, cuts
 from ftray.data.chat import Prompt, Renderer, Tokens
 from ftray.data.readers import Values
 from ftray.errors import DataError
 from ftray.model.loss import LanguageModel
+
+logger = logging.getLogger(__name__)
 
 _LOSS_ROWS = 8
 _ANSWER_ROWS = 16
@@ -67,21 +70,24 @@ def measure(
     if not rows:
         raise DataError("there are no rows to evaluate on")
     renderer = Renderer(tokenizer, data)
-    loss, label_tokens = _loss(model, [renderer.render(row) for row in rows], data.max_length)
+    loss, label_tokens = _loss(model, [renderer.render(row) for row in rows], data)
     prompts = [] if data.format == "text" else [renderer.render_prompt(row) for row in rows]
     answers = _answers(model, tokenizer, prompts, renderer.stop_ids)
-    return EvalResult(len(rows), label_tokens, loss / max(1, label_tokens), answers)
+    return EvalResult(len(rows), label_tokens, loss / label_tokens, answers)
 
 
 @torch.no_grad()
-def _loss(model: LanguageModel, tokens: Sequence[Tokens], max_length: int) -> tuple[float, int]:
+def _loss(model: LanguageModel, tokens: Sequence[Tokens], data: DataConfig) -> tuple[float, int]:
     """Sum of losses, and label tokens."""
     rows = MemoryRows(tokens)
+    found = cuts(rows, data)
+    if found.truncated or found.dropped:
+        logger.warning("the loss leaves out something: %s", found)
     model.eval()
     loss, label_tokens = 0.0, 0
     for start in range(0, len(tokens), _LOSS_ROWS):
         packs = [[row] for row in range(start, min(start + _LOSS_ROWS, len(tokens)))]
-        batch = collate(rows, packs, max_length)
+        batch = collate(rows, packs, data.max_length)
         tensors = (batch.input_ids, batch.labels, batch.position_ids)
         loss += model(*(tensor.to(model.model.device) for tensor in tensors)).item()
         label_tokens += batch.label_tokens

@@ -10,15 +10,16 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ftray import cluster, runs, storage
+from ftray import cluster, registry, runs, storage
 from ftray.cluster import Allotment, Node
 from ftray.config.cluster import ClusterConfig
 from ftray.config.run import RunConfig, as_list
-from ftray.data.batches import Batches
+from ftray.data.batches import Batches, cuts
+from ftray.data.manifest import TokenSet
 from ftray.data.pipeline import make_tokens
 from ftray.data.shards import Rows
 from ftray.data.sources import check_sources
-from ftray.errors import FtrayError, TrainError, first_line
+from ftray.errors import DataError, FtrayError, TrainError, first_line
 from ftray.model.base import fetch, local_cache
 from ftray.model.shape import ModelShape, read_shape
 from ftray.registry import AdapterRecord
@@ -61,6 +62,8 @@ def fit(
     began = time.monotonic()
     root = storage.storage_root(config.storage)
     check_sources([*as_list(config.data.train), *as_list(config.data.eval)], config.data)
+    if config.adapter.init_from:
+        registry.resolve(root, config.adapter.init_from)  # raises before anything starts
     run = runs.open_run(root, config, overwrite=overwrite)
     with status_kept(run), cluster.connected(on):
         machines = cluster.nodes()
@@ -110,7 +113,9 @@ def _plan(
         threads=_threads(run, allotment),
         attempt=runs.read_status(run).attempts,
     )
-    rows = Rows(tokens, local_cache(run.root))
+    rows = _rows("data.train", work.tokens, config, run)
+    if work.eval_tokens is not None:
+        _rows("data.eval", work.eval_tokens, config, run)
     batches = Batches(rows, config.data, config.train)
     logger.info(
         "%d rows, %d tokens (%d trained); %d steps of %d × %d packs on %s",
@@ -123,6 +128,18 @@ def _plan(
         allotment,
     )
     return work, batches.total_steps
+
+
+def _rows(key: str, tokens: TokenSet, config: RunConfig, run: Run) -> Rows:
+    """Open a token set, and tell what `data.max_length` cuts off; DataError if it is all."""
+    rows = Rows(tokens, local_cache(run.root))
+    try:
+        found = cuts(rows, config.data)
+    except DataError as error:
+        raise DataError(f"{key}: {error.message}", error.hint) from None
+    if found.truncated or found.dropped:
+        logger.warning("%s: %s", key, found)
+    return rows
 
 
 def _own_template(config: RunConfig) -> str | None:

@@ -78,6 +78,15 @@ def trainable(config: RunConfig, shape: ModelShape) -> int:
             return shape.layers * sum(rank * (wide + high) for wide, high in sizes)
 
 
+def unknown_targets(config: RunConfig, shape: ModelShape) -> list[str]:
+    """Return the names in `adapter.target` that no linear layer of block 0 has."""
+    match config.adapter:
+        case LoraConfig(target=list(names)):
+            return [n for n in names if not any(_ends_with_one(own, [n]) for own in shape.linear)]
+        case _:
+            return []
+
+
 def bytes_per_element(config: RunConfig, worker: Worker) -> int:
     """Bytes of a number that is computed with: 2 for bfloat16, 4 for float32."""
     is_half = config.model.dtype == "bfloat16"

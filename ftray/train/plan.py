@@ -7,9 +7,10 @@ from typing import Any, Literal
 import yaml
 
 from ftray.config.base import override
-from ftray.config.cluster import ClusterConfig, NodesConfig
-from ftray.config.run import LoraConfig, RunConfig
-from ftray.errors import ConfigError
+from ftray.config.cluster import READ_CPUS, ClusterConfig, NodesConfig
+from ftray.config.paths import is_path
+from ftray.config.run import BUILTIN_MODEL, LoraConfig, RunConfig
+from ftray.errors import ConfigError, did_you_mean
 from ftray.model.shape import ModelShape
 from ftray.train.advice import advice
 from ftray.train.machine import Machine
@@ -21,6 +22,7 @@ from ftray.train.memory import (
     bytes_per_element,
     estimate,
     trainable,
+    unknown_targets,
 )
 
 
@@ -75,7 +77,7 @@ def make_plan(
         memory=memory,
         fits=False if shortage else fits,
         verdict=shortage or verdict,
-        warnings=advice(config),
+        warnings=(*advice(config), *_about_targets(config, shape)),
     )
 
 
@@ -162,21 +164,39 @@ def _batch(config: RunConfig, micro: int) -> BatchPlan:
 
 
 def _shortage(config: RunConfig, worker: Worker, nodes: list[NodesConfig]) -> str:
-    if worker.device == "cpu" or not nodes:
-        return ""
-    each = config.scaling.gpus_per_worker
-    wanted = config.scaling.num_workers * (1.0 if each == "auto" else each)
+    scaling = config.scaling
+    count, cpus, gpus = scaling.num_workers, scaling.cpus_per_worker, scaling.gpus_per_worker
+    wanted = 0.0 if worker.device == "cpu" else count * (1.0 if gpus == "auto" else gpus)
     found = sum(node.count * node.gpus for node in nodes)
-    return f"{wanted:g} GPUs are needed and there are {found}" if wanted > found else ""
+    if nodes and wanted > found:
+        return f"{wanted:g} GPUs are needed and there are {found}"
+    wanted = 0.0 if cpus == "auto" else count * cpus + READ_CPUS
+    found = sum(node.count * node.cpus for node in nodes)
+    if nodes and wanted > found:
+        return f"{wanted:g} CPUs are needed, {READ_CPUS:g} for reading data, and there are {found}"
+    return ""
+
+
+def _about_targets(config: RunConfig, shape: ModelShape | None) -> list[str]:
+    if shape is None:
+        return []
+    known = [layer.rpartition(".")[2] for layer in shape.linear]
+    return [
+        f"adapter.target: no linear layer is called '{name}'; {did_you_mean(name, known)}"
+        for name in unknown_targets(config, shape)
+    ]
 
 
 def _verdict(
     config: RunConfig, shape: ModelShape | None, worker: Worker, memory: Memory | None
 ) -> tuple[bool | None, str]:
     if shape is None or memory is None:
+        hint = did_you_mean(config.model.name, [BUILTIN_MODEL], otherwise="")
         return None, (
             f"the shape of '{config.model.name}' is not known on this machine, so parameters and "
-            "memory are not estimated; they will be once the model is in the local cache"
+            "memory are not estimated; they will be once the model is "
+            + ("in that folder" if is_path(config.model.name) else "in the local cache")
+            + (f"; {hint}" if hint else "")
         )
     if worker.memory is None:
         return None, f"{memory.peak / GIB:.1f} GiB are needed; what there is: {worker.source}"

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ftray import registry, runs, storage
+from ftray.config.paths import anchored
 from ftray.config.run import BUILTIN_MODEL, FullConfig, LoraConfig, ModelConfig, RunConfig
 from ftray.data.template import ChatTemplate
 from ftray.errors import TrainError
@@ -48,7 +49,8 @@ def publish_run(config: RunConfig, run: Run, template: str | None) -> AdapterRec
 
 def publish_foreign(root: str, name: str, folder: Path, base: str | None) -> AdapterRecord:
     """Check a PEFT folder that was made elsewhere against its base, and publish it."""
-    model = ModelConfig(name=base or BUILTIN_MODEL)
+    registry.check_adapter_name(name)
+    model = ModelConfig(name=anchored(base or BUILTIN_MODEL, Path.cwd(), "model.name"))
     base_folder = fetch(model, root)
     adapter = check_adapter(folder, base_folder)
     tokenizer = load_tokenizer(base_folder)

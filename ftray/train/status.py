@@ -27,6 +27,7 @@ def status_kept(run: Run) -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         _set_state(run, "paused")
+        logger.warning("run '%s' is paused: the same command goes on with it", run.name)
         raise
     except BaseException as error:
         _set_state(run, "failed", str(error))

@@ -12,7 +12,7 @@ from ftray.config.base import apply, parse_overrides, validated
 from ftray.config.paths import anchored
 from ftray.config.run import LoraConfig, ModelConfig, RunConfig
 from ftray.data.sources import check_sources, read_rows
-from ftray.errors import ModelError
+from ftray.errors import ConfigError, ModelError
 from ftray.model.adapter import attach, load_adapter_state
 from ftray.model.base import fetch, fingerprint, load_base, load_tokenizer, local_cache
 from ftray.model.export import read_adapter_weights
@@ -67,7 +67,13 @@ def _eval_config(record: AdapterRecord, data: str, overrides: Sequence[str]) -> 
     changes: dict[str, Any] = {"data.train": data, "data.eval": None}
     if tree.get("data", {}).get("chat_template", "model") != "none":
         changes["data.chat_template"] = "model"  # its own template lies with its tokenizer
-    changes |= parse_overrides(overrides)
+    given = parse_overrides(overrides)
+    if foreign := [key for key in given if key.partition(".")[0] != "data"]:
+        raise ConfigError(
+            f"an evaluation is not changed by {', '.join(foreign)}",
+            "only data.* can be set: the model is what was published",
+        )
+    changes |= given
     anchored_changes = {key: anchored(value, Path.cwd(), key) for key, value in changes.items()}
     return validated(RunConfig, apply(tree, {**anchored_changes, "eval.patience": None}), "eval")
 

@@ -93,8 +93,8 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]):
         (["runs"], "required: COMMAND", "ftray runs --help"),
         (["check"], "required: RUN.yaml", "ftray check --help"),
         (["check", "gone.yaml"], "gone.yaml: No such file", "ftray init lora > run.yaml"),
-        (["runs", "list", "a=b"], "unknown arguments: a=b", "ftray --help"),
-        (["runs", "list", "--al"], "unknown arguments: --al", "ftray --help"),
+        (["runs", "list", "a=b"], "unknown arguments: a=b", "ftray runs list --help"),
+        (["runs", "list", "--al"], "unknown arguments: --al", "ftray runs list --help"),
         (["data", "preview", "run.yaml", "--rows", "0"], "expected a number from 1", "--help"),
     ],
 )
@@ -179,3 +179,20 @@ def test_a_reader_that_leaves_early_is_no_error():
         assert process.wait(20) == 0
         assert process.stderr is not None
         assert process.stderr.read() == b""
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure(run_file: str):
+    command = [sys.executable, "-m", "ftray", "check", run_file]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+
+
+def test_a_full_disk_beneath_the_answer_is_told(run_file: str):
+    command = [sys.executable, "-m", "ftray", "check", run_file]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, text=True)
+    assert done.returncode == 8
+    assert done.stderr == "error: the answer cannot be written: No space left on device\n"

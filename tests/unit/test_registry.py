@@ -290,6 +290,9 @@ def test_listing_leaves_out_what_is_not_recorded(root, folder):
     assert registry.list_adapters(root) == [record]
     assert registry.resolve(root, "tickets") == record
     assert registry.publish(root, folder, DRAFT).version == 7
+    with pytest.raises(RegistryError, match="no adapter 'foreign'") as caught:
+        registry.resolve(root, "foreign")
+    assert "'foreign'" not in caught.value.hint
 
 
 def test_a_version_of_a_newer_ftray_is_neither_misread_nor_passed_over(root, folder):

@@ -114,6 +114,15 @@ def test_another_method_is_a_changed_config(root):
         runs.open_run(root, override(CONFIG, {"adapter": {"method": "full"}}))
 
 
+def test_a_run_with_a_damaged_status_is_deleted_by_force_only(root):
+    run = runs.open_run(root, CONFIG)
+    storage.write(f"{run.folder}/status.json", b"{")
+    with pytest.raises(StorageError, match="not a record"):
+        runs.delete_run(root, "tickets")
+    runs.delete_run(root, "tickets", force=True)
+    assert not storage.exists(run.folder)
+
+
 def test_what_does_not_change_the_result_may_differ(root):
     run = runs.open_run(root, CONFIG)
     other = override(

@@ -234,3 +234,10 @@ def test_a_file_name_that_leads_out_of_its_folder_is_refused(tmp_path):
     storage.write(f"{uri}/v/../../evil", b"")
     with pytest.raises(StorageError, match="leads out"):
         storage.download(f"{uri}/v", tmp_path / "out")
+
+
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="Not a directory") as caught:
+        storage.create(str(tmp_path / "file" / "runs" / "1.json"), b"")
+    assert "choose another root" in caught.value.hint

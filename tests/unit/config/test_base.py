@@ -49,14 +49,21 @@ def mistakes(changes: dict[str, object]) -> str:
         ({"train.betas": [0.9, 0.9, 1]}, "train.betas: expected at most 2 items, found [0.9,"),
         ({"name": "My Run"}, "name: expected a-z, 0-9"),
         ({"name": None}, "name: expected text, found nothing"),
-        ({"data.packing": True, "data.train": True}, "data.train: expected text or a list, found true"),
-        ({"3": 1}, "3: unknown key"),
+        (
+            {"data.packing": True, "data.train": True},
+            "data.train: expected text or a list, found true",
+        ),
         ({"data": None}, "data.train: missing, and it has no default"),
         ({"name": "{message}"}, "{message}"),
     ],
 )
 def test_a_mistake_names_its_key_and_the_way_out(changes: dict[str, object], message: str):
     assert message in mistakes(changes)
+
+
+def test_a_key_that_is_a_number_is_no_key():
+    with pytest.raises(ConfigError, match="3: expected text as a key, found 3"):
+        validated(RunConfig, {**TREE, 3: 1}, "run.yaml")  # type: ignore[dict-item]  # as YAML has it
 
 
 def test_all_mistakes_are_told_at_once():
@@ -102,7 +109,7 @@ def test_a_trial_is_an_override_of_a_whole_run():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a: 1\nb:\n  c: 1\n  c: 2\n", "line 3: not valid YAML: key given twice: c"),
+        (b"a: 1\nb:\n  c: 1\n  c: 2\n", "line 4: not valid YAML: key given twice: c"),
         (b"a: [1\n", "not valid YAML"),
         (b"- a\n", "expected sections, found a list"),
         (b"", "expected sections, found an empty file"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ftray.config.run import DataConfig, TrainConfig
-from ftray.data.batches import NO_LABEL, Batches, MemoryRows, collate, eval_packs
+from ftray.data.batches import NO_LABEL, Batches, Cuts, MemoryRows, collate, cuts, eval_packs
 from ftray.data.chat import Tokens
 from ftray.errors import DataError
 
@@ -88,7 +88,7 @@ def test_epochs_and_max_steps_end_a_run(settings: dict[str, int], steps: int, ro
 def test_rows_are_cut_to_max_length_and_left_out_without_labels():
     rows = MemoryRows([row(10, 9), row(40, 31), row(40, 32), row(32, 31), row(5, 5)])
     batches = Batches(rows, data(), train())
-    assert (batches.truncated, batches.dropped) == (1, 2)
+    assert cuts(rows, data()) == Cuts(rows=5, truncated=1, dropped=2)
     packs = [pack for step in range(batches.total_steps) for pack in batches.packs(step)]
     assert sorted(row for pack in packs for row in pack) == [0, 1, 3]
     assert collate(rows, [[1]], 32).input_ids.shape == (1, 32)

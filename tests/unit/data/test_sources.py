@@ -128,7 +128,7 @@ ANSWER = {"role": "assistant", "content": "b"}
     [
         (b'{"messages": \xe9}', "invalid UTF-8 (byte 0xe9 at 13)", "save the file as UTF-8"),
         (b"{'messages': 1}", "invalid JSON: Expecting property name", "one JSON object a line"),
-        (b"[" * 100_000, "invalid JSON: nested too deeply", ""),
+        (b"[" * 100_000, "invalid JSON: nested too deeply", "data.on_bad_row=drop"),
         (b'{"messages": "\\ud83d"}', "half a character", ""),
         (b"[1]", "expected a JSON object (found: a list)", ""),
         (
@@ -169,6 +169,12 @@ def test_a_bad_line_says_what_was_found_and_what_was_expected(
     assert failed.value.message.startswith("train.jsonl line 3: ")
     assert message in failed.value.message
     assert hint in failed.value.hint
+
+
+def test_a_list_over_many_lines_is_to_be_named_json(write_lines: WriteLines):
+    with pytest.raises(DataError, match="line 1: expected a JSON object") as failed:
+        check_sources([write_lines(b"[", b' {"messages": []}', b"]")], config())
+    assert "name the file .json" in failed.value.hint
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,11 @@ def test_a_hub_model_that_is_not_cached_is_refused_offline(tmp_path, monkeypatch
     with pytest.raises(ModelError, match="not in the local cache") as caught:
         fetch(ModelConfig(name="nobody/nothing"), str(tmp_path))
 
+    assert caught.value.message.endswith("cannot be reached: HF_HUB_OFFLINE is set")
     assert "hf download nobody/nothing" in caught.value.hint
+    with pytest.raises(ModelError) as caught:
+        fetch(ModelConfig(name="smollm2-135m"), str(tmp_path))
+    assert caught.value.hint == "did you mean 'smollm2-135m-instruct'?"
 
 
 def test_a_name_that_the_hub_cannot_have_is_refused(tmp_path):
@@ -130,6 +134,17 @@ def test_a_model_without_position_ids_is_refused(tmp_path):
 
     with pytest.raises(ModelError, match="takes no position ids"):
         load_base(tmp_path, ModelConfig(name="mamba", attention="eager"), CPU)
+
+
+def test_cut_off_weights_are_an_error_in_one_line(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "cut")
+    with (tmp_path / "cut" / "model.safetensors").open("r+b") as file:
+        file.truncate(2000)
+
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+        load_base(tmp_path / "cut", ModelConfig(), CPU)
+
+    assert "cut off" in caught.value.hint
 
 
 def test_an_unknown_architecture_is_an_error_in_one_line(tiny_folder, tmp_path):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from ftray.config.run import FullConfig, LoraConfig, ModelConfig, QloraConfig
-from ftray.errors import ModelError, TrainError
+from ftray.errors import ModelError, StorageError, TrainError
 from ftray.model.adapter import Attached, attach
 from ftray.model.base import load_base, load_tokenizer
 from ftray.model.export import (
@@ -232,6 +232,32 @@ def test_an_adapter_of_another_base_is_refused(tiny_folder, tmp_path):
 
     with pytest.raises(ModelError, match="goes from 64 to 128, this base's from 64 to 96"):
         check_adapter(tmp_path / "adapter", other)
+
+
+def test_an_adapter_of_fewer_layers_is_refused(tiny_folder, tmp_path):
+    foreign(tmp_path / "adapter", tiny_folder)
+    deeper = shutil.copytree(tiny_folder, tmp_path / "deeper")
+    config = json.loads((deeper / "config.json").read_text())
+    (deeper / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+
+    with pytest.raises(ModelError, match=r"none for 2 others .* as model\.layers\.2\.") as refused:
+        check_adapter(tmp_path / "adapter", deeper)
+
+    assert refused.value.hint.startswith("it names '")
+
+
+def test_other_kinds_of_peft_are_refused(tiny_folder, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
+
+    with pytest.raises(ModelError, match="type is PROMPT_TUNING, expected LORA"):
+        check_adapter(tmp_path, tiny_folder)
+
+
+def test_a_merged_model_that_cannot_be_written_is_told_before_the_work(tiny_folder, tmp_path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(StorageError, match="out cannot be written"):
+        merge(tmp_path / "no-adapter", tiny_folder, tmp_path / "file" / "out", FP32)
 
 
 def test_a_folder_without_an_adapter_says_so(tmp_path, tiny_folder):

@@ -9,11 +9,13 @@ from transformers import PreTrainedTokenizerBase
 
 from ftray.config.run import DataConfig, ModelConfig
 from ftray.data.chat import Renderer
-from ftray.errors import DataError
+from ftray.errors import ConfigError, DataError
 from ftray.model.base import load_base, load_tokenizer
 from ftray.model.lora import Routing
 from ftray.model.loss import LanguageModel
+from ftray.registry import AdapterRecord, BaseModel, publish
 from ftray.train.evaluate import Answer, EvalResult, measure
+from ftray.train.tuned import evaluate
 
 CPU = torch.device("cpu")
 CHAT = DataConfig(train="unused.jsonl", format="prompt_completion", max_length=128)
@@ -86,3 +88,28 @@ def test_no_rows_are_an_error_and_not_a_perfect_score(
 ) -> None:
     with pytest.raises(DataError, match="no rows"):
         measure(model, tokenizer, [], CHAT)
+
+
+def test_answers_that_are_cut_off_are_an_error_and_not_a_perfect_score(
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with pytest.raises(DataError, match="no row has a token to learn"):
+        measure(model, tokenizer, ROWS, CHAT.model_copy(update={"max_length": 8}))
+
+
+def test_an_evaluation_is_not_changed_by_settings_of_the_training(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    draft = AdapterRecord(
+        name="bot",
+        kind="adapter",
+        base=BaseModel(name="base", revision=None, fingerprint="f"),
+        method="lora",
+        rank=8,
+        tokenizer_digest="t",
+        template_digest="c",
+    )
+    root = str(tmp_path / "root")
+    publish(root, tmp_path, draft)
+    with pytest.raises(ConfigError, match=r"is not changed by adapter\.rank") as refused:
+        evaluate("bot", "x.jsonl", ["data.max_length=64", "adapter.rank=4"], root=root)
+    assert "only data" in refused.value.hint

@@ -169,6 +169,12 @@ def test_too_few_gpus_are_told():
     assert (found.fits, found.verdict) == (False, "8 GPUs are needed and there are 4")
 
 
+def test_too_few_cpus_are_told_with_the_one_for_reading():
+    found = plan(config(scaling__num_workers=2, scaling__cpus_per_worker=4))
+    assert found.fits is False
+    assert found.verdict == "9 CPUs are needed, 1 for reading data, and there are 8"
+
+
 def test_what_does_not_fit_comes_with_what_would():
     nodes = [NodesConfig(cpus=8, memory_gib=32, gpus=1, gpu_memory_gib=24)]
     run = config(train__micro_batch_size=4)
@@ -181,6 +187,10 @@ def test_nothing_is_invented_for_an_unknown_model_or_cluster():
     found = make_plan(config(model__name="org/unknown"), None, None, LAPTOP)
     assert (found.parameters, found.trainable, found.memory, found.fits) == (None,) * 4
     assert "shape of 'org/unknown' is not known" in found.verdict
+    near = make_plan(config(model__name="smollm2-135m"), None, None, LAPTOP)
+    assert "did you mean 'smollm2-135m-instruct'?" in near.verdict
+    gone = make_plan(config(model__name="./gone"), None, None, LAPTOP)
+    assert "once the model is in that folder" in gone.verdict
     somewhere = plan(config(), ClusterConfig(address="auto"))
     assert somewhere.fits is None
     assert "names no nodes" in somewhere.verdict
@@ -197,6 +207,8 @@ def test_nothing_is_invented_for_an_unknown_model_or_cluster():
         ({"eval__every_steps": 200}, "eval.every_steps=200"),
         ({"model__trust_remote_code": True}, "Python code of"),
         ({"data__eval": "gone.jsonl"}, "data.eval: nothing at gone.jsonl"),
+        ({"data__chat_template": "gone.jinja"}, "data.chat_template: no file at gone.jinja"),
+        ({"adapter.target": ["q_prj", "mlp.up_proj"]}, "is called 'q_prj'; did you mean 'q_proj'?"),
         ({}, "data.eval is not set"),
     ],
 )

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from ftray import registry, runs
-from ftray.errors import TrainError
+from ftray.errors import RegistryError, TrainError
 from ftray.model.adapter import adapter_state
 from ftray.runs import Run
 from ftray.train import checkpoint
 from ftray.train.checkpoint import Progress
 from ftray.train.parallel import Place
-from ftray.train.publish import publish_run
+from ftray.train.publish import publish_foreign, publish_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
@@ -117,3 +117,20 @@ def test_a_run_without_a_sound_checkpoint_has_nothing_to_publish(
 ) -> None:
     with pytest.raises(TrainError, match="no sound checkpoint"):
         publish_run(learner(LORA).config, run, None)
+
+
+def test_an_imported_adapter_names_its_base_folder_from_anywhere(
+    learner: Learning, run: Run, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = learner(LORA)
+    train(run, made, steps=1)
+    record = publish_run(made.config, run, None)
+    monkeypatch.chdir(tiny_folder.parent)
+    folder = Path(registry.adapter_folder(run.root, record))
+    imported = publish_foreign(run.root, "theirs", folder, f"./{tiny_folder.name}")
+    assert imported.base.name == str(tiny_folder)
+
+
+def test_an_impossible_name_is_refused_before_the_base_is_fetched(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="adapter name 'My Bot'"):
+        publish_foreign(str(tmp_path), "My Bot", tmp_path, "./gone")
