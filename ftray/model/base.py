@@ -81,18 +81,6 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     return tokenizer
 
 
-def stop_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end an answer: the end of text, and what the chat template writes after a turn."""
-    stops = {tokenizer.eos_token_id} - {None}
-    if tokenizer.chat_template:
-        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "answer"}]
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-        after = tokenizer.encode(text.rpartition("answer")[2], add_special_tokens=False)
-        added = tokenizer.added_tokens_decoder
-        stops |= {token for token in after if token in added and added[token].special}
-    return sorted(stops)
-
-
 def tokenizer_digest(folder: Path) -> str:
     """SHA-256 over the files that turn text into ids, chat template included."""
     names = ("tokenizer*", "special_tokens*", "added_tokens*", "chat_template*", "vocab*")

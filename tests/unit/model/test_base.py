@@ -18,7 +18,6 @@ from ftray.model.base import (
     load_base,
     load_tokenizer,
     local_cache,
-    stop_tokens,
     tokenizer_digest,
 )
 
@@ -153,15 +152,6 @@ def test_an_unknown_architecture_is_an_error_in_one_line(tiny_folder, tmp_path):
 
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_base(folder, ModelConfig(), CPU)
-
-
-def test_an_answer_stops_at_the_end_of_a_turn(tiny_folder):
-    tokenizer = load_tokenizer(tiny_folder)
-
-    assert stop_tokens(tokenizer) == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
-    tokenizer.eos_token = "<|endoftext|>"
-    both = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
-    assert stop_tokens(tokenizer) == both
 
 
 def test_a_tokenizers_digest_changes_with_its_template(tiny_folder, tmp_path):
