@@ -55,6 +55,7 @@ def make_tokens(
     folder = storage.join(root, "tokens", digest)
     if found := find_token_set(folder):
         logger.info("tokens %s: %d rows, reused", digest[:8], found.rows)
+        _tell_bad_rows(found)
         return found
     ranges = plan_ranges(sources, scans)
     shards = published_shards(folder)
@@ -69,9 +70,7 @@ def make_tokens(
     _check_has_rows(manifest)
     made = publish_manifest(folder, manifest)
     logger.info("tokens %s: %d rows, %d tokens", digest[:8], made.rows, made.tokens)
-    if made.bad_rows:
-        report = storage.join(folder, REPORT)
-        logger.warning("%d bad rows are left out, see %s", made.bad_rows, report)
+    _tell_bad_rows(made)
     return made
 
 
@@ -86,6 +85,12 @@ def _records(sources: Sequence[SourceFile], scans: Sequence[Scan]) -> list[Sourc
         SourceRecord(Path(source.path).name, source.kind, source.size, scan.sha256)
         for source, scan in zip(sources, scans, strict=True)
     ]
+
+
+def _tell_bad_rows(made: TokenSet) -> None:
+    if made.bad_rows:
+        report = storage.join(made.folder, REPORT)
+        logger.warning("%d bad rows are left out, see %s", made.bad_rows, report)
 
 
 def _check_has_rows(manifest: Manifest) -> None:

@@ -167,6 +167,8 @@ def _downloaded(model: ModelConfig) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else first_line(error)
         without = f"with network: hf download {model.name}; without: model.name={BUILTIN_MODEL}"
+        if Path(model.name).is_dir():
+            without = f"a folder starts with '/', '.' or '~': ./{model.name}"
         raise ModelError(
             f"model.name: '{model.name}' is not in the local cache, and the Hugging Face hub cannot"
             f" be reached: {reason}",

@@ -127,6 +127,7 @@ def _check_layers(
     if missing := sorted(targeted - set(layers)):
         raise ModelError(
             f"the adapter has weights for {len(layers)} layers of this base, but none for"
-            f" {len(missing)} others that it targets, as {missing[0]}: it was made for another",
+            f" {len(missing)} others that it targets, as {missing[0]}: it was made for another"
+            " model",
             hint,
         )

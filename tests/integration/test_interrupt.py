@@ -1,4 +1,4 @@
-"""Ctrl-C pauses a run; the same command goes on with it."""
+"""Ctrl-C, or a kill, pauses a run; the same command goes on with it."""
 
 import json
 import signal
@@ -15,7 +15,10 @@ from ftray.runs import Run
 pytestmark = pytest.mark.full
 
 
-def test_an_interrupted_run_is_paused_and_goes_on(tmp_path: Path, small_model: Path) -> None:
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "kill"])
+def test_an_interrupted_run_is_paused_and_goes_on(
+    tmp_path: Path, small_model: Path, sign: signal.Signals
+) -> None:
     pairs = [{"prompt": f"{n} and {n + 1}", "completion": str(2 * n + 1)} for n in range(48)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (tmp_path / "run.yaml").write_text(f"""
@@ -33,7 +36,7 @@ storage: root
     while not any(line["step"] >= 3 for line in runs.read_metrics(run)):
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
-    first.send_signal(signal.SIGINT)
+    first.send_signal(sign)
     shown = first.communicate(timeout=120)
     assert first.returncode == 130, shown
     status = runs.read_status(run)

@@ -68,6 +68,11 @@ def test_a_hub_model_that_is_not_cached_is_refused_offline(tmp_path, monkeypatch
     with pytest.raises(ModelError) as caught:
         fetch(ModelConfig(name="smollm2-135m"), str(tmp_path))
     assert caught.value.hint == "did you mean 'smollm2-135m-instruct'?"
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        fetch(ModelConfig(name="mine"), str(tmp_path))
+    assert "./mine" in caught.value.hint
 
 
 def test_a_name_that_the_hub_cannot_have_is_refused(tmp_path):
