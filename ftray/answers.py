@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich.console import RenderableType
 
 from ftray import commands, screen
+from ftray.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class Answer:
 
     data: object
     shown: RenderableType
+    exit_code: int = 0
 
 
 def init(given: Namespace) -> Answer:
@@ -46,6 +48,13 @@ def preview(given: Namespace) -> Answer:
     """Rows of the training data."""
     rows = commands.preview(given.run, given.overrides, count=given.rows)
     return Answer(rows, screen.preview(rows))
+
+
+def check_data(given: Namespace) -> Answer:
+    """The report on a run's data."""
+    found = commands.check_data(given.run, given.overrides, cluster=given.cluster, html=given.html)
+    code = 0 if found.verdict.is_ok else DataError.exit_code
+    return Answer(found, screen.data_report(found), code)
 
 
 def list_runs(given: Namespace) -> Answer:

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0
+    return answer.exit_code
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
@@ -65,6 +65,7 @@ from nothing to a tuned model:
   ftray init lora > run.yaml        then edit: name, model, data
   ftray check run.yaml              what it will be, and whether it fits
   ftray data preview run.yaml       rows as the model will see them
+  ftray data check run.yaml         lengths, repeats, overlap, bad rows: is it worth training on?
   ftray train run.yaml              train, verify, publish name@1
   ftray eval NAME held-out.jsonl    loss, perplexity, exact match
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ftray.registry import AdapterRecord
     from ftray.runs import CheckpointRecord, Metrics, Status
     from ftray.train.evaluate import EvalResult
+    from ftray.train.examine import Examined
     from ftray.train.fit import RunResult
     from ftray.train.plan import Plan
     from ftray.train.quickstart import QuickstartResult
@@ -102,14 +103,34 @@ def train(
 
 def preview(run: str, overrides: Sequence[str] = (), *, count: int = 3) -> "list[PreviewRow]":
     """Return the first rows of the training data as the model will see them."""
-    from ftray.config.run import as_list, load_run
+    from ftray.config.data import sources_of
+    from ftray.config.run import load_run
     from ftray.data.preview import preview_rows
     from ftray.model.base import fetch
     from ftray.storage import storage_root
 
     config = load_run(Path(run), overrides)
     folder = fetch(config.model, storage_root(config.storage))
-    return preview_rows(as_list(config.data.train), config.data, folder, count)
+    trust = config.model.trust_remote_code
+    sources = sources_of(config.data.train)
+    return preview_rows(sources, config.data, folder, count, trust_remote_code=trust)
+
+
+def check_data(
+    run: str,
+    overrides: Sequence[str] = (),
+    *,
+    cluster: str | None = None,
+    html: str | None = None,
+) -> "Examined":
+    """Measure a run's data, and write a page about it; what its limits refuse is in the verdict."""
+    from ftray.config.cluster import load_cluster
+    from ftray.config.run import load_run
+    from ftray.train.examine import examine
+
+    config = load_run(Path(run), overrides)
+    on = None if cluster is None else load_cluster(Path(cluster))
+    return examine(config, on=on, html=html)
 
 
 def evaluate(

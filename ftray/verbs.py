@@ -75,6 +75,21 @@ def _add_data_verbs(top: "Verbs[ArgumentParser]") -> None:
     _add_run_file(verb)
     verb.add_argument("--rows", type=_count, default=3, metavar="N", help="how many (default: 3)")
 
+    verb = _verb(
+        verbs,
+        "check",
+        "measure the data: lengths, repeats, eval rows in train, bad rows, odd answers",
+        answers.check_data,
+        [
+            "ftray data check run.yaml",
+            "ftray data check run.yaml --html data.html data.limits.duplicates=0.01",
+        ],
+    )
+    _add_run_file(verb)
+    _add_cluster(verb)
+    html = "where to write the page (default: report.html beside the tokens)"
+    verb.add_argument("--html", metavar="FILE", help=html)
+
 
 def _add_runs_verbs(top: "Verbs[ArgumentParser]") -> None:
     verbs = _group(top, "runs", "list, show and delete runs")

@@ -197,10 +197,11 @@ def _late_imports(path: Path) -> Iterator[tuple[ast.stmt, str]]:
 
 
 def _optional_packages() -> set[str]:
-    """Packages of the extras, and the two that only a URI needs."""
+    """Packages of the extras, and those that only a URI or a hub dataset needs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [line for lines in project["optional-dependencies"].values() for line in lines]
-    return {re.split(r"[\[>=<]", line)[0] for line in extras} - {"ftray"} | {"fsspec", "pyarrow.fs"}
+    named = {re.split(r"[\[>=<]", line)[0] for line in extras} - {"ftray"}
+    return named | {"aiohttp", "datasets", "fsspec", "huggingface_hub", "pyarrow.fs"}
 
 
 def _committed() -> list[Path]:

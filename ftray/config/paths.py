@@ -5,7 +5,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-PATH_KEYS = ("data.train", "data.eval", "data.chat_template", "storage", "model.name")
+PATH_KEYS = (
+    "data.train",
+    "data.train.path",
+    "data.train.hub",
+    "data.eval",
+    "data.eval.path",
+    "data.eval.hub",
+    "data.chat_template",
+    "storage",
+    "model.name",
+)
 
 
 def anchored(value: Any, folder: Path, key: str = "") -> Any:
@@ -29,7 +39,7 @@ def is_path(name: str) -> bool:
 
 def _is_relative_path(key: str, value: str) -> bool:
     match key:
-        case "model.name":
+        case "model.name" | "data.train.hub" | "data.eval.hub":
             return is_path(value)
         case "data.chat_template":
             return value not in ("", "model", "none")

@@ -4,23 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ftray.config.base import Config, apply, parse_overrides, read_tree, validated
+from ftray.config.data import DataConfig
 from ftray.config.paths import anchored
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 BUILTIN_MODEL = "smollm2-135m-instruct"
 
-COLUMNS = {
-    "messages": ("messages",),
-    "prompt_completion": ("prompt", "completion"),
-    "instruction": ("instruction", "input", "output"),
-    "text": ("text",),
-}
-
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Paths = str | list[str]
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 _TENSORBOARD: list[Tracker] = ["tensorboard"]
 
@@ -80,45 +73,6 @@ class FullConfig(Config):
 
 
 AdapterConfig = Annotated[LoraConfig | QloraConfig | FullConfig, Field(discriminator="method")]
-
-
-class DataConfig(Config):
-    """Where the examples are, what they look like, and how they become batches."""
-
-    train: Paths
-    """A file, a glob or a folder, or a list of them: JSONL, JSON, Parquet, CSV or text."""
-    eval: Paths | None = None
-    """Examples that are never trained on; without them overfitting goes unseen."""
-    format: Literal["messages", "prompt_completion", "instruction", "text"] = "messages"
-    """What a row holds; all but text are rendered as chat, as serving will."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Our name: theirs, as in {prompt: question, completion: answer}."""
-    chat_template: str = "model"
-    """model: the base's own; none: raw text; a path: a Jinja file for a base that has none."""
-    max_length: Annotated[int, Field(ge=8)] = 2048
-    """Tokens of a row or pack; longer rows are cut. Activation memory grows with it."""
-    packing: bool = True
-    """Put several rows in one sequence: no padding, but the global batch then counts packs."""
-    on_bad_row: Literal["fail", "drop"] = "fail"
-    """drop leaves bad rows out and reports them."""
-
-    @field_validator("train", "eval")
-    @classmethod
-    def _some_path(cls, paths: Paths | None) -> Paths | None:
-        if paths is not None and (not paths or not all(as_list(paths))):
-            raise ValueError("expected a file, a glob or a folder, or a list of them")
-        return paths
-
-    @model_validator(mode="after")
-    def _known_columns(self) -> Self:
-        known = COLUMNS[self.format]
-        unknown = sorted(set(self.columns) - set(known))
-        if unknown:
-            raise ValueError(
-                f"columns maps our names to theirs, and format '{self.format}' knows "
-                f"{', '.join(known)}; found {', '.join(unknown)}"
-            )
-        return self
 
 
 class TrainConfig(Config):
@@ -243,8 +197,8 @@ class RunConfig(Config):
                 f"train.global_batch_size={whole} is not a multiple of scaling.num_workers="
                 f"{workers} × train.micro_batch_size={micro}; next: {-(-whole // unit) * unit}"
             )
-        if self.eval.patience and not self.data.eval:
-            raise ValueError("eval.patience needs data.eval")
+        if self.eval.patience and not (self.data.eval or self.data.eval_fraction):
+            raise ValueError("eval.patience needs data.eval or data.eval_fraction")
         return self
 
     @model_validator(mode="after")
@@ -267,8 +221,3 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     changes = parse_overrides(overrides)
     moved = {key: anchored(value, Path.cwd(), key) for key, value in changes.items()}
     return validated(RunConfig, apply(tree, moved), source=str(path))
-
-
-def as_list(paths: Paths | None) -> list[str]:
-    """Return one path or several as a list."""
-    return [paths] if isinstance(paths, str) else list(paths or [])

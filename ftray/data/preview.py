@@ -5,17 +5,19 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ftray.config.run import DataConfig
-from ftray.data.chat import Piece, Renderer
-from ftray.data.files import SourceFile, find_sources, place, whole
+from ftray.config.data import DataConfig, SourceConfig
+from ftray.data.chat import Piece, Renderer, Tokens
+from ftray.data.examples import Form
+from ftray.data.files import SourceFile, find_files, place, plan_ranges, row_error
+from ftray.data.readers import BadRow, RangeReader
 from ftray.data.renderer import load_renderer
-from ftray.data.tokenization import TokenizedRow, tokenize
+from ftray.data.sources import check_sources
 from ftray.errors import DataError
 
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """One row's text in pieces, learned or not, and its counts of tokens; `source` is its line."""
+    """A row of tokens as text, in pieces that are learned or not; `source` is where it is from."""
 
     source: str
     pieces: list[Piece]
@@ -24,20 +26,52 @@ class PreviewRow:
 
 
 def preview_rows(
-    paths: Sequence[str], data: DataConfig, model_folder: Path, count: int
+    sources: Sequence[SourceConfig],
+    data: DataConfig,
+    model_folder: Path,
+    count: int,
+    *,
+    trust_remote_code: bool,
 ) -> list[PreviewRow]:
-    """Render the first `count` rows; bad ones raise DataError, or are left out. Needs no Ray."""
-    renderer = load_renderer(model_folder, data)
-    rows = (row for source in find_sources(paths) for row in _preview(source, renderer))
-    return list(islice(rows, count))
+    """Render the first `count` source rows; bad ones raise DataError, or are left out.
+
+    A source row that becomes several rows of tokens is shown as several. Needs no Ray.
+    """
+    forms = check_sources(sources, data)
+    renderer = load_renderer(model_folder, data, trust_remote_code=trust_remote_code)
+    for form in forms:
+        renderer.check(form)
+    files = find_files(sources)
+    rows = (row for file in files for row in _previews(file, forms[file.source], renderer))
+    return [block for blocks in islice(rows, count) for block in blocks]
 
 
-def _preview(source: SourceFile, renderer: Renderer) -> Iterator[PreviewRow]:
-    for row in tokenize(whole(source), renderer):
-        where = place(source.path, source.kind, row.line)
-        if isinstance(row, TokenizedRow):
-            tokens = row.tokens
-            pieces = renderer.pieces(tokens)
-            yield PreviewRow(where, pieces, len(tokens.ids), sum(tokens.trained))
-        elif renderer.fails_on_bad_rows:
-            raise DataError(f"{where}: {row.reason}", row.hint)
+def _previews(file: SourceFile, form: Form, renderer: Renderer) -> Iterator[list[PreviewRow]]:
+    lines = 0  # of the file, before the range
+    for part in plan_ranges([file]):
+        reader = RangeReader(part)
+        for row in reader:
+            where = (part.name, part.kind, lines + row.line)
+            try:
+                if isinstance(row, BadRow):
+                    raise DataError(row.reason, row.hint)
+                rendered = renderer.render(row.values, form)
+            except DataError as error:
+                if renderer.fails_on_bad_rows:
+                    raise row_error(*where, error.message, error.hint) from None
+                continue
+            yield _blocks(place(*where), rendered, renderer)
+        lines += reader.lines
+
+
+def _blocks(source: str, rendered: Sequence[Tokens], renderer: Renderer) -> list[PreviewRow]:
+    count = len(rendered)
+    return [
+        PreviewRow(
+            f"{source} ({number} of {count})" if count > 1 else source,
+            renderer.pieces(row),
+            len(row.ids),
+            row.trained.count(1),
+        )
+        for number, row in enumerate(rendered, start=1)
+    ]

@@ -8,15 +8,17 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from ftray.config.run import DataConfig
+from ftray.config.data import DataConfig
 from ftray.data.chat import Renderer
 from ftray.errors import DataError, first_line
 
 
-def load_renderer(folder: Path, data: DataConfig) -> Renderer:
+def load_renderer(folder: Path, data: DataConfig, *, trust_remote_code: bool) -> Renderer:
     """Build the renderer of a model folder's tokenizer."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: no tokenizer can be loaded: {first_line(error)}") from None
     return Renderer(tokenizer, data)

@@ -1,164 +1,190 @@
-"""Token shards: whole tokenized rows in an Arrow file, read by index through a memory map."""
+"""Token shards: whole tokenized rows in an Arrow file, read by key through a memory map.
 
-import io
+Two files a shard: the tokens, 5 bytes each, and beside them the rows' columns, 36 bytes a row, so
+that what batches are made of is known without reading (or keeping) a token.
+"""
+
 from array import array
-from bisect import bisect_right
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+from pyarrow import ArrowInvalid
 
 from ftray import storage
+from ftray.data.cache import ShardCache
 from ftray.data.chat import Tokens
-from ftray.data.files import place
-from ftray.data.manifest import TokenSet, read_manifest, shard_name
+from ftray.data.columns import (
+    Columns,
+    ColumnsBuilder,
+    Flags,
+    Ints,
+    address_of,
+    read_columns,
+    to_arrow_file,
+)
+from ftray.data.demand import Follower, FoundT
+from ftray.data.manifest import (
+    ShardRecord,
+    TokenPlan,
+    columns_name,
+    find_shard,
+    read_plan,
+    shard_name,
+)
 from ftray.errors import DataError
-
-Ints = npt.NDArray[np.int32]
-Flags = npt.NDArray[np.bool_]
 
 
 class ShardBuilder:
-    """Collects the rows of one shard; 5 bytes a token."""
+    """Collects the rows of one shard."""
 
     def __init__(self) -> None:
         self.label_tokens = 0
+        self._columns = ColumnsBuilder()
         self._ids = array("i")
         self._trained = bytearray()
         self._ends = array("i", [0])
-        self._first_labels = array("i")
-        self._lines = array("q")
 
     @property
     def rows(self) -> int:
         """How many rows there are."""
-        return len(self._lines)
+        return len(self._columns)
 
     @property
     def tokens(self) -> int:
         """How many tokens there are in all rows."""
         return len(self._ids)
 
-    def add(self, line: int, tokens: Tokens) -> None:
-        """Append a row that comes from the given line of the source."""
-        flags = bytes(tokens.trained)
-        self._ids.extend(tokens.ids)
-        self._trained += flags
-        self._ends.append(len(self._ids))
-        first_label = flags.find(1)
-        self._first_labels.append(first_label if first_label >= 0 else len(flags))
-        self._lines.append(line)
-        self.label_tokens += flags.count(1)
+    def add(self, line: int, rows: Sequence[Tokens]) -> None:
+        """Append what became of the given line of the range."""
+        self._columns.add(line, rows)
+        for row in rows:
+            self._ids.extend(row.ids)
+            self._trained += row.trained
+            self._ends.append(len(self._ids))
+            self.label_tokens += row.trained.count(1)
 
     def to_bytes(self) -> bytes:
-        """Return the Arrow file: the same bytes for the same rows."""
+        """Return the Arrow file of the tokens: the same bytes for the same rows."""
         ends = pa.array(np.frombuffer(self._ends, np.int32))
-        trained = np.frombuffer(self._trained, np.uint8)
+        ids = pa.array(np.frombuffer(self._ids, np.int32))
+        trained = pa.array(np.frombuffer(self._trained, np.uint8))
         columns = {
-            "ids": pa.ListArray.from_arrays(ends, pa.array(np.frombuffer(self._ids, np.int32))),
-            "trained": pa.ListArray.from_arrays(ends, pa.array(trained)),
-            "first_label": pa.array(np.frombuffer(self._first_labels, np.int32)),
-            "line": pa.array(np.frombuffer(self._lines, np.int64)),
+            "ids": pa.ListArray.from_arrays(ends, ids),
+            "trained": pa.ListArray.from_arrays(ends, trained),
         }
-        batch = pa.record_batch(columns)
-        file = io.BytesIO()
-        with pa.ipc.new_file(file, batch.schema) as writer:
-            writer.write_batch(batch)
-        return file.getvalue()
+        return to_arrow_file(pa.record_batch(columns))
+
+    def columns_to_bytes(self) -> bytes:
+        """Return the Arrow file of the rows' columns."""
+        return self._columns.to_bytes()
 
 
-class Rows:
-    """All rows of a token set, by number; shards are mapped when first needed.
+class Shards:
+    """The shards of one token set, by number; those behind a URI are copied to the cache first."""
 
-    Each worker opens its own, which it may do from a pickled one; `cache` is a folder for copies
-    where the token set is behind a URI.
-    """
-
-    def __init__(self, tokens: TokenSet, cache: Path) -> None:
-        self._tokens = tokens
+    def __init__(self, folder: str, cache: ShardCache, follower: Follower | None = None) -> None:
+        self._folder = folder
         self._cache = cache
-        self._manifest = read_manifest(tokens.folder)
-        self._ends = list(accumulate(shard.rows for shard in self._manifest.shards))
-        self._open: dict[int, _Shard] = {}
-
-    def __reduce__(self) -> tuple[type["Rows"], tuple[TokenSet, Path]]:
-        return Rows, (self._tokens, self._cache)
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        self._follower = follower
+        self._open: OrderedDict[tuple[int, int], _Tokens] = OrderedDict()
 
     @cached_property
-    def lengths(self) -> Ints:
-        """Tokens of each row, before any cut. [rows]"""
-        return self._gather(lambda shard: np.diff(shard.ends).astype(np.int32))
+    def plan(self) -> TokenPlan:
+        """What the token set is, or will be."""
+        return read_plan(self._folder)
 
-    @cached_property
-    def first_label(self) -> Ints:
-        """Index of each row's first learned token, its length where there is none. [rows]"""
-        return self._gather(lambda shard: shard.first_labels)
+    def record(self, number: int, part: int) -> ShardRecord:
+        """Return a shard's record; waits for one that is still to be made."""
+        find = partial(find_shard, self._folder, number, part)
+        found = self._when_there(find, number, part)
+        if found is None:
+            raise _damaged(self._path(number, part))
+        return found
 
-    def ids(self, row: int) -> Ints:
+    def columns(self, shard: ShardRecord) -> Columns:
+        """Return the columns of a shard's rows."""
+        path = self._cache.fetch(storage.join(self._folder, columns_name(shard.range, shard.part)))
+        with _whole(path, shard.columns_bytes):
+            return read_columns(path, shard.source, shard.range, shard.part)
+
+    def ids(self, key: int) -> Ints:
         """Token ids of a row, without a copy. [tokens]"""
-        shard, start, end = self._find(row)
-        return shard.ids[start:end]
+        tokens, start, end = self._find(key)
+        return tokens.ids[start:end]
 
-    def trained(self, row: int) -> Flags:
+    def trained(self, key: int) -> Flags:
         """Which tokens of a row are learned, without a copy. [tokens]"""
-        shard, start, end = self._find(row)
-        return shard.trained[start:end]
+        tokens, start, end = self._find(key)
+        return tokens.trained[start:end]
 
-    def place(self, row: int) -> str:
-        """Name the line that a row comes from."""
-        number = bisect_right(self._ends, row)
-        source = self._manifest.sources[self._manifest.shards[number].source]
-        line = self._shard(number).lines[row - self._first_row(number)]
-        return place(source.name, source.kind, int(line))
+    def _find(self, key: int) -> "tuple[_Tokens, int, int]":
+        number, part, row = address_of(key)
+        tokens = self._opened(number, part)
+        return tokens, int(tokens.ends[row]), int(tokens.ends[row + 1])
 
-    def _gather(self, column: "Callable[[_Shard], Ints]") -> Ints:
-        parts = [column(self._shard(number)) for number in range(len(self._ends))]
-        return np.concatenate([np.empty(0, np.int32), *parts])
+    def _opened(self, number: int, part: int) -> "_Tokens":
+        shard = (number, part)
+        if shard not in self._open:
+            record = self.record(number, part)
+            path = self._path(number, part)
+            self._when_there(lambda: storage.exists(path) or None, number, part)
+            with _whole(self._cache.fetch(path), record.bytes) as local:
+                self._open[shard] = _open_tokens(local, record.sha256)
+            if len(self._open) > _MOST_OPEN:
+                self._open.popitem(last=False)
+        return self._open[shard]
 
-    def _find(self, row: int) -> "tuple[_Shard, int, int]":
-        number = bisect_right(self._ends, row)
-        shard = self._shard(number)
-        within = row - self._first_row(number)
-        return shard, int(shard.ends[within]), int(shard.ends[within + 1])
+    def _when_there(
+        self, find: Callable[[], FoundT | None], number: int, part: int
+    ) -> FoundT | None:
+        if self._follower is None:
+            return find()
+        source = self.plan.file_of(number)[0].source
+        return self._follower.until(find, source, (number, part))
 
-    def _first_row(self, number: int) -> int:
-        return self._ends[number - 1] if number else 0
+    def _path(self, number: int, part: int) -> str:
+        return storage.join(self._folder, shard_name(number, part))
 
-    def _shard(self, number: int) -> "_Shard":
-        if number not in self._open:
-            path = storage.join(self._tokens.folder, shard_name(number))
-            local = storage.local_copy(path, self._cache)
-            self._open[number] = _open_shard(local, self._manifest.shards[number].bytes)
-        return self._open[number]
+
+_MOST_OPEN = 4096  # memory maps that a process may hold: Linux allows 65,530
 
 
 @dataclass(frozen=True)
-class _Shard:
+class _Tokens:
     ids: Ints  # [tokens]
     trained: Flags  # [tokens]
     ends: Ints  # [rows + 1]
-    first_labels: Ints  # [rows]
-    lines: npt.NDArray[np.int64]  # [rows]
 
 
-def _open_shard(path: Path, size: int) -> _Shard:
+@contextmanager
+def _whole(path: Path, size: int) -> Iterator[Path]:
+    """Name the shard that is missing or damaged, and say what to do."""
     if not path.is_file() or path.stat().st_size != size:
-        hint = f"delete {path.parent}: it is made again"
-        raise DataError(f"{path}: the token shard is missing or damaged", hint)
+        raise _damaged(str(path))
+    try:
+        yield path
+    except (ArrowInvalid, OSError):
+        raise _damaged(str(path)) from None
+
+
+def _damaged(path: str) -> DataError:
+    hint = f"delete {path.rpartition('/')[0]}: it is made again"
+    return DataError(f"{path}: the token shard is missing or damaged", hint)
+
+
+def _open_tokens(path: Path, sha256: str) -> _Tokens:
+    if storage.sha256(path) != sha256:
+        raise ArrowInvalid("another content than was recorded")
     batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     ids, trained = batch.column("ids"), batch.column("trained")
-    return _Shard(
+    return _Tokens(
         ids.values.to_numpy(zero_copy_only=True),
         trained.values.to_numpy(zero_copy_only=True).view(np.bool_),
         ids.offsets.to_numpy(zero_copy_only=True),
-        batch.column("first_label").to_numpy(zero_copy_only=True),
-        batch.column("line").to_numpy(zero_copy_only=True),
     )

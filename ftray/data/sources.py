@@ -3,51 +3,80 @@
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from ftray.config.run import DataConfig
-from ftray.data.examples import parse_example
-from ftray.data.files import SourceFile, find_sources, row_error, whole
-from ftray.data.readers import BadRow, Values, read_range
+from ftray.config.data import DataConfig, SourceConfig
+from ftray.data.detect import recognise
+from ftray.data.examples import Form, parse_example
+from ftray.data.files import Range, SourceFile, find_files, head_of, plan_ranges, row_error
+from ftray.data.readers import BadRow, RangeReader, Row, Values
 from ftray.errors import DataError
 
 
-def check_sources(paths: Sequence[str], data: DataConfig) -> list[SourceFile]:
-    """Find the files and parse the first rows of each; DataError names what is wrong.
+def check_sources(sources: Sequence[SourceConfig], data: DataConfig) -> list[Form]:
+    """Find the files, and parse the first rows of some; DataError names what is wrong.
 
-    Where bad rows are dropped, a file is wrong if all of its first rows are. No tokenizer is
-    needed, nor anything heavy imported.
+    Returns what the rows of each source hold. Where bad rows are dropped, a file is wrong if all
+    of its first rows are. No tokenizer is needed, nor anything heavy imported.
     """
-    sources = find_sources(paths)
-    for source in sources:
-        rows = list(islice(_parsed(source, data), _FIRST_ROWS))
-        errors = [row for row in rows if isinstance(row, DataError)]
-        if errors and (data.on_bad_row == "fail" or len(errors) == len(rows)):
-            raise errors[0]
-        if not rows:
-            raise DataError(f"{source.path}: no rows in it")
-    return sources
+    return _check(sources, find_files(sources), data)
 
 
-def read_rows(paths: Sequence[str], data: DataConfig) -> Iterator[Values]:
+def read_rows(sources: Sequence[SourceConfig], data: DataConfig) -> Iterator[tuple[Values, Form]]:
     """Yield the rows of all files in order; a bad one raises DataError, or is left out."""
-    for source in find_sources(paths):
-        for row in _parsed(source, data):
-            if not isinstance(row, DataError):
-                yield row
-            elif data.on_bad_row == "fail":
-                raise row
+    files = find_files(sources)
+    forms = _check(sources, files, data)
+    file, lines = -1, 0
+    for part in plan_ranges(files):
+        file, lines = part.file, lines if part.file == file else 0
+        reader, form = RangeReader(part), forms[part.source]
+        for row in reader:
+            error = _error(part, lines, row, form, data)
+            if isinstance(row, Row) and error is None:
+                yield row.values, form
+            elif error and data.on_bad_row == "fail":
+                raise error
+        lines += reader.lines
 
 
 _FIRST_ROWS = 10
+_FILES = 16  # of a source, evenly chosen: its first ones may all come from one day
 
 
-def _parsed(source: SourceFile, data: DataConfig) -> Iterator[Values | DataError]:
-    for row in read_range(whole(source)):
-        where = (source.path, source.kind, row.line)
-        if isinstance(row, BadRow):
-            yield row_error(*where, row.reason, row.hint)
-            continue
-        try:
-            parse_example(row.values, data)
-            yield row.values
-        except DataError as error:
-            yield row_error(*where, error.message, error.hint)
+def _check(
+    sources: Sequence[SourceConfig], files: Sequence[SourceFile], data: DataConfig
+) -> list[Form]:
+    forms = []
+    for number, source in enumerate(sources):
+        ours = [file for file in files if file.source == number]
+        chosen = ours if len(ours) <= _FILES else ours[:: -(-len(ours) // _FILES)]
+        heads = [(head_of(file), _first_rows(file)) for file in chosen]
+        good = [row.values for _, rows in heads for row in rows if isinstance(row, Row)]
+        form = recognise(good[:_FIRST_ROWS], source, data) if good else None
+        for part, rows in heads:
+            errors = [error for row in rows if (error := _error(part, 0, row, form, data))]
+            if errors and (data.on_bad_row == "fail" or len(errors) == len(rows)):
+                raise errors[0]
+        if form:
+            forms.append(form)
+    return forms
+
+
+def _first_rows(file: SourceFile) -> list[Row | BadRow]:
+    rows = list(islice(RangeReader(head_of(file)), _FIRST_ROWS))
+    if not rows:
+        raise DataError(f"{file.path}: no rows in it")
+    return rows
+
+
+def _error(
+    part: Range, before: int, row: Row | BadRow, form: Form | None, data: DataConfig
+) -> DataError | None:
+    """Say what is wrong with a row; `before` is how many lines of its file lie before the range."""
+    where = (part.name, part.kind, before + row.line)
+    if isinstance(row, BadRow):
+        return row_error(*where, row.reason, row.hint)
+    try:
+        if form:
+            parse_example(row.values, form, data)
+    except DataError as error:
+        return row_error(*where, error.message, error.hint)
+    return None

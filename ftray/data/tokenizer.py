@@ -1,10 +1,8 @@
-"""A tokenizer's parts: text to ids with their characters, and the ids around a text."""
+"""A tokenizer's parts: the bare text-to-ids, and the ids around a text."""
 
 import copy
-from bisect import bisect_left
-from collections.abc import Sequence
+from array import array
 from dataclasses import dataclass
-from itertools import pairwise
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -12,38 +10,28 @@ from transformers import PreTrainedTokenizerBase
 from ftray.errors import DataError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Encoded:
-    """A text's ids, and of each the characters that it stands for: [starts, ends)."""
+    """A chat's ids, and of each learned turn where it is: one entry a turn."""
 
-    text: str
-    ids: list[int]
-    starts: list[int]
-    ends: list[int]
+    ids: "array[int]"
+    turns: "list[EncodedTurn]"
 
-    def position(self, character: int) -> int:
-        """Return the first token that starts at the character or behind it."""
-        return bisect_left(self.starts, character)
-
-    def is_inside_token(self, character: int) -> bool:
-        """Say whether one token stands for both the character and the one before it."""
-        before = self.position(character) - 1
-        return before >= 0 and self.ends[before] > character
-
-    def is_blank(self, position: int) -> bool:
-        """Say whether a token stands for nothing but white space."""
-        return not self.text[self.starts[position] : self.ends[position]].strip()
+    def cut(self) -> "Encoded":
+        """Return it without what follows the end of its only turn."""
+        return Encoded(self.ids[: self.turns[0].stop], self.turns)
 
 
-def encode(backend: Tokenizer, text: str, cuts: Sequence[int] = ()) -> Encoded:
-    """Tokenize a text, each part between cuts alone, and keep the characters of each token."""
-    ids: list[int] = []
-    offsets: list[tuple[int, int]] = []
-    for start, end in pairwise([0, *cuts, len(text)]):
-        part = backend.encode(text[start:end], add_special_tokens=False)
-        ids += part.ids
-        offsets += [(start + first, start + last) for first, last in part.offsets]
-    return Encoded(text, ids, [start for start, _ in offsets], [end for _, end in offsets])
+@dataclass(frozen=True, slots=True)
+class EncodedTurn:
+    """Tokens [start, stop) are a turn and the token that ends it; `hidden` are only read.
+
+    `stop` is None where no special token ends the turn.
+    """
+
+    start: int
+    stop: int | None
+    hidden: tuple[int, int]
 
 
 def bare_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:

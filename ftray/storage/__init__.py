@@ -9,11 +9,11 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from types import TracebackType
-from typing import Protocol, Self
+from typing import BinaryIO, Protocol
 
-from ftray.errors import StorageError
 from ftray.storage import files, objects
+from ftray.storage.border import Border
+from ftray.storage.entry import Entry
 
 RECORD = "record.json"
 
@@ -36,19 +36,19 @@ def join(root: str, *parts: str) -> str:
 
 def exists(path: str) -> bool:
     """Say whether a file or a folder is there; behind a URI a folder is there if it has files."""
-    with _Border("cannot look up", path):
+    with Border("cannot look up", path):
         return _place(path).exists(path)
 
 
 def read(path: str) -> bytes:
     """Return a file's content."""
-    with _Border("cannot read", path):
+    with Border("cannot read", path):
         return _place(path).read(path)
 
 
 def read_if_exists(path: str) -> bytes | None:
     """Return a file's content, None when there is no such file."""
-    with _Border("cannot read", path):
+    with Border("cannot read", path):
         try:
             return _place(path).read(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -57,23 +57,47 @@ def read_if_exists(path: str) -> bytes | None:
 
 def write(path: str, data: bytes) -> None:
     """Put a file whole: a reader sees the old content or the new one, never a part."""
-    with _Border("cannot write", path):
+    with Border("cannot write", path):
         _place(path).write(path, data)
 
 
 def create(path: str, data: bytes) -> bool:
     """Put a file whole if there is none, else return False; of many creators exactly one wins."""
-    with _Border("cannot create", path):
+    with Border("cannot create", path):
         return _place(path).create(path, data)
 
 
 def names(folder: str) -> list[str]:
     """Return the sorted names of a folder's direct children; none when it is missing."""
-    with _Border("cannot list", folder):
+    with Border("cannot list", folder):
         try:
             return sorted(_place(folder).children(folder))
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+
+def entry(path: str) -> Entry:
+    """Return a file's size and stamp, or say that it is a folder."""
+    with Border("cannot look up", path):
+        return _place(path).entry(path)
+
+
+def find(path: str) -> list[Entry]:
+    """Return all files below a folder, in the order of their names; of a URI also those of a glob.
+
+    Every path starts as the one given does, so what else a URI says about its store is kept.
+    """
+    with Border("cannot list", path):
+        return _place(path).find(path)
+
+
+def open_file(path: str, *, ahead: int = 0) -> BinaryIO:
+    """Open a file for reading; behind a URI a read is one request, or fetches `ahead` bytes.
+
+    What is read later raises the foreign errors: read inside a Border.
+    """
+    with Border("cannot read", path):
+        return _place(path).open_file(path, ahead)
 
 
 def upload(source: Path, folder: str, *, last: tuple[str, ...] = ()) -> dict[str, str]:
@@ -81,14 +105,14 @@ def upload(source: Path, folder: str, *, last: tuple[str, ...] = ()) -> dict[str
 
     Nothing marks the copy as whole: the caller writes the record afterwards.
     """
-    with _Border("cannot copy to", folder):
+    with Border("cannot copy to", folder):
         wanted = [name for name in files.files(str(source)) if name not in last]
         return _place(folder).put(source, folder, wanted)
 
 
 def download(folder: str, target: Path) -> None:
     """Copy all files of a folder into a local one."""
-    with _Border("cannot copy", folder):
+    with Border("cannot copy", folder):
         wanted = _place(folder).files(folder)
         if not wanted:
             raise FileNotFoundError(errno.ENOENT, "no such folder, or an empty one")
@@ -106,7 +130,7 @@ def local_copy(path: str, cache: Path) -> Path:
     if target.exists():
         return target
     staged = files.staging_name(target)
-    with _Border("cannot copy", path):
+    with Border("cannot copy", path):
         try:
             _fetch(path, staged)
             _rename_unless_there(staged, target)
@@ -120,7 +144,7 @@ def delete(path: str, *, keep: str | None = None) -> None:
 
     A folder's record goes first, so that what is half deleted no longer exists.
     """
-    with _Border("cannot delete", path):
+    with Border("cannot delete", path):
         surplus = [name for name in names(path) if name != keep] if keep else []
         for name in (RECORD, *surplus):
             _place(path).delete(join(path, name))
@@ -130,7 +154,7 @@ def delete(path: str, *, keep: str | None = None) -> None:
 
 def sha256(path: Path) -> str:
     """Return a local file's SHA-256 in hex."""
-    with _Border("cannot read", str(path)):
+    with Border("cannot read", str(path)):
         return files.sha256(str(path))
 
 
@@ -144,6 +168,9 @@ class _Place(Protocol):
 
     def exists(self, path: str) -> bool: ...
     def read(self, path: str) -> bytes: ...
+    def entry(self, path: str) -> Entry: ...
+    def find(self, path: str) -> list[Entry]: ...
+    def open_file(self, path: str, ahead: int) -> BinaryIO: ...
     def write(self, path: str, data: bytes) -> None: ...
     def create(self, path: str, data: bytes) -> bool: ...
     def children(self, folder: str) -> list[str]: ...
@@ -174,7 +201,7 @@ def _rename_unless_there(source: Path, target: Path) -> None:
 
 
 def _wrong(path: str, expected: str) -> str | None:
-    with _Border("cannot read", path):
+    with Border("cannot read", path):
         try:
             found = _place(path).sha256(path)
         except FileNotFoundError:
@@ -182,54 +209,3 @@ def _wrong(path: str, expected: str) -> str | None:
     if found == expected:
         return None
     return f"{path}: its SHA-256 is {found[:12]}…, recorded is {expected[:12]}…"
-
-
-class _Border:
-    """Turns the errors of file systems and object stores into a StorageError; bugs pass."""
-
-    def __init__(self, action: str, path: str) -> None:
-        self.action = action
-        self.path = path
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        if error is not None and (isinstance(error, OSError) or _is_from_a_client(error)):
-            message = f"{self.action} {self.path}: {_reason(error, self.path)}"
-            raise StorageError(message, _hint(error, self.path)) from error
-
-
-def _is_from_a_client(error: BaseException) -> bool:
-    """Say whether an object store's client library raised it: they have no common base class."""
-    package = type(error).__module__.partition(".")[0]
-    return package in ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure")
-
-
-def _reason(error: BaseException, path: str) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = " ".join(str(error).split())
-    says_the_path_again = path.endswith(text.lstrip("/"))
-    if isinstance(error, FileNotFoundError) and says_the_path_again:
-        return "there is no such file"
-    return text or type(error).__name__
-
-
-def _hint(error: BaseException, path: str) -> str:
-    code = error.errno if isinstance(error, OSError) else None
-    if "Credentials" in type(error).__name__:
-        return "give credentials in the environment, e.g. AWS_PROFILE or AWS_ACCESS_KEY_ID"
-    if "Connect" in type(error).__name__:
-        return "check the network, and the endpoint if one is set (AWS_ENDPOINT_URL)"
-    if code in (errno.ENOSPC, errno.EDQUOT):
-        return "free some space, or choose another disk with FTRAY_HOME or storage=PATH"
-    if isinstance(error, PermissionError) or code == errno.EROFS:
-        return "get write access to it, or choose another root with FTRAY_HOME or storage=PATH"
-    if isinstance(error, NotADirectoryError | FileExistsError):
-        return "a file is where a folder should be: choose another root"
-    if isinstance(error, FileNotFoundError):
-        return "check the bucket and the path" if is_uri(path) else "check the path"
-    return ""

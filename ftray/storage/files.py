@@ -5,9 +5,13 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+from ftray.storage.entry import Entry
 
 
 def exists(path: str) -> bool:
@@ -18,6 +22,23 @@ def exists(path: str) -> bool:
 def read(path: str) -> bytes:
     """Return a file's content."""
     return Path(path).read_bytes()
+
+
+def entry(path: str) -> Entry:
+    """Return a file's size and stamp, or say that it is a folder."""
+    status = os.stat(path)
+    stamp = f"{status.st_size}-{status.st_mtime_ns}"
+    return Entry(path, status.st_size, stamp, is_folder=stat.S_ISDIR(status.st_mode))
+
+
+def find(folder: str) -> list[Entry]:
+    """Return all files below a folder, in the order of their names."""
+    return [entry(os.path.join(folder, name)) for name in files(folder)]
+
+
+def open_file(path: str, ahead: int) -> BinaryIO:
+    """Open a file; the system reads ahead by itself."""
+    return Path(path).open("rb")
 
 
 def write(path: str, data: bytes) -> None:
@@ -70,7 +91,7 @@ def delete(path: str) -> None:
 
 def sha256(path: str) -> str:
     """Return a file's SHA-256 in hex."""
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -2,13 +2,18 @@
 
 import errno
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from ftray.errors import StorageError
 from ftray.storage import files as local
+from ftray.storage.entry import Entry
 
 
 def exists(path: str) -> bool:
@@ -19,6 +24,36 @@ def exists(path: str) -> bool:
 def read(path: str) -> bytes:
     """Return a file's content."""
     return cast("bytes", _filesystem(path).cat_file(path))
+
+
+def entry(path: str) -> Entry:
+    """Return a file's size and stamp, or say that it is a folder."""
+    found = _entry(path, _filesystem(path).info(path))
+    if _scheme(path) in _WEB and found.size is not None and not _sends_parts(path):
+        return replace(found, size=None)
+    return found
+
+
+def find(path: str) -> list[Entry]:
+    """Return the files of a glob, or all below a folder, in the order of their names."""
+    filesystem = _filesystem(path)
+    head = path[: magic.start()] if (magic := _MAGIC.search(path)) else path
+    folder = f"{head.rpartition('/')[0] if magic else head.rstrip('/')}/"
+    start = f"{_key(filesystem, folder)}/"
+    list_all = filesystem.glob if magic else filesystem.find
+    found: dict[str, dict[str, Any]] = list_all(path, detail=True)
+    files = {name: info for name, info in found.items() if info["type"] == "file"}
+    return [_entry(folder + name.removeprefix(start), files[name]) for name in sorted(files)]
+
+
+def open_file(path: str, ahead: int) -> BinaryIO:
+    """Open a file so that a read is one request, or fetches that many bytes more."""
+    filesystem = _filesystem(path)
+    if not ahead:
+        return cast("BinaryIO", filesystem.open(path, "rb", cache_type="none"))
+    if _scheme(path) in _WEB and not _sends_parts(path):
+        ahead = 0  # then fsspec reads the answer to one request
+    return cast("BinaryIO", filesystem.open(path, "rb", block_size=ahead, cache_type="readahead"))
 
 
 def write(path: str, data: bytes) -> None:
@@ -104,6 +139,32 @@ def sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_MAGIC = re.compile(r"[*?[]")
+_WEB = ("http", "https")  # of these any address may be a file, and servers differ in what they can
+# What stores call a content's digest, or the time of its last change; the first that is there.
+_STAMPS = ("ETag", "etag", "blob_id", "xet_hash", "md5Hash", "generation")
+_TIMES = ("LastModified", "Last-Modified", "last_modified", "updated", "mtime", "created")
+
+
+def _entry(path: str, info: Mapping[str, Any]) -> Entry:
+    mark = next((info[name] for name in (*_STAMPS, *_TIMES) if info.get(name)), "unknown")
+    mark = mark.timestamp() if isinstance(mark, datetime) else mark  # listings differ in the form
+    stamp = f"{info['size']}-{mark}"
+    return Entry(path, info["size"], stamp, is_folder=info["type"] == "directory")
+
+
+@lru_cache
+def _sends_parts(url: str) -> bool:
+    """Ask for the second byte: a server that knows no ranges would begin with the first."""
+    with open_file(url, 0) as file:
+        file.seek(1)
+        try:
+            file.read(1)
+        except ValueError:
+            return False
+    return True
+
+
 _PACKAGES = {
     "s3": "'ftray[s3]'",
     "s3a": "'ftray[s3]'",
@@ -128,14 +189,24 @@ def _filesystem(path: str) -> Any:
     import fsspec  # late: local roots never pay for it
 
     scheme = _scheme(path)
+    options = {"client_kwargs": {"timeout": _web_timeout()}} if scheme in _WEB else {}
     try:
         # never cache listings: another process may have published since
-        return fsspec.filesystem(scheme, use_listings_cache=False)
+        return fsspec.filesystem(scheme, use_listings_cache=False, **options)
     except ImportError as error:
         hint = f"pip install {_PACKAGES[scheme]}" if scheme in _PACKAGES else str(error)
         raise StorageError(f"{path}: no package for '{scheme}://' is installed", hint) from None
     except ValueError:
-        raise StorageError(f"{path}: unknown scheme '{scheme}://'", _SCHEMES) from None
+        hint = f"{_SCHEMES}; data also from https:// and hf://"
+        raise StorageError(f"{path}: unknown scheme '{scheme}://'", hint) from None
+
+
+@lru_cache
+def _web_timeout() -> Any:
+    """Allow a file to be read for hours, as long as something comes: the default is 5 minutes."""
+    import aiohttp  # late: as above
+
+    return aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=120)
 
 
 def _key(filesystem: Any, path: str) -> str:

@@ -3,7 +3,8 @@
 from glob import glob
 from pathlib import Path
 
-from ftray.config.run import FullConfig, LoraConfig, RunConfig, as_list
+from ftray.config.data import SourceConfig, sources_of
+from ftray.config.run import FullConfig, LoraConfig, RunConfig
 
 
 def advice(config: RunConfig) -> tuple[str, ...]:
@@ -46,17 +47,20 @@ def _about_steps(config: RunConfig) -> list[str]:
 def _about_data(config: RunConfig) -> list[str]:
     found = []
     for key, paths in (("data.train", config.data.train), ("data.eval", config.data.eval)):
-        gone = [path for path in as_list(paths) if not _exists(path)]
+        gone = [source.name for source in sources_of(paths) if not _exists(source)]
         found += [f"{key}: nothing at {path}" for path in gone]
     template = config.data.chat_template
     if template not in ("model", "none") and not Path(template).is_file():
         found.append(f"data.chat_template: no file at {template}")
-    if config.data.eval is None:
+    if config.data.eval is None and config.data.eval_fraction is None:
         found.append("data.eval is not set: overfitting will not be seen")
     if config.model.trust_remote_code:
         found.append(f"model.trust_remote_code: Python code of '{config.model.name}' will run here")
     return found
 
 
-def _exists(path: str) -> bool:
-    return "://" in path or Path(path).exists() or bool(glob(path, recursive=True))
+def _exists(source: SourceConfig) -> bool:
+    path = source.path
+    if path is None or "://" in path:
+        return True  # not asked over the network
+    return Path(path).exists() or bool(glob(path, recursive=True))

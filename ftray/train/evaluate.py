@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ftray.config.run import DataConfig
-from ftray.data.batches import MemoryRows, collate, cuts
+from ftray.config.data import DataConfig
 from ftray.data.chat import Prompt, Renderer, Tokens
+from ftray.data.collation import collate
+from ftray.data.examples import Form
+from ftray.data.memory import MemoryRows
 from ftray.data.readers import Values
+from ftray.data.samples import samples_of
 from ftray.errors import DataError
 from ftray.model.loss import LanguageModel
 
@@ -60,7 +63,7 @@ class EvalResult:
 def measure(
     model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Values],
+    rows: Sequence[tuple[Values, Form]],
     data: DataConfig,
 ) -> EvalResult:
     """Measure a model on rows: teacher-forced loss, and greedy answers to each row's prompt.
@@ -70,8 +73,10 @@ def measure(
     if not rows:
         raise DataError("there are no rows to evaluate on")
     renderer = Renderer(tokenizer, data)
-    loss, label_tokens = _loss(model, [renderer.render(row) for row in rows], data)
-    prompts = [] if data.format == "text" else [renderer.render_prompt(row) for row in rows]
+    tokens = [one for row, form in rows for one in renderer.render(row, form)]
+    loss, label_tokens = _loss(model, tokens, data)
+    asked = [(row, form) for row, form in rows if form.format != "text"]  # text has no prompt
+    prompts = [renderer.render_prompt(row, form) for row, form in asked]
     answers = _answers(model, tokenizer, prompts, renderer.stop_ids)
     return EvalResult(len(rows), label_tokens, loss / label_tokens, answers)
 
@@ -80,14 +85,16 @@ def measure(
 def _loss(model: LanguageModel, tokens: Sequence[Tokens], data: DataConfig) -> tuple[float, int]:
     """Sum of losses, and label tokens."""
     rows = MemoryRows(tokens)
-    found = cuts(rows, data)
-    if found.truncated or found.dropped:
-        logger.warning("the loss leaves out something: %s", found)
+    samples, overflow = samples_of(rows.columns, rows, data)
+    if not len(samples):
+        raise DataError(f"no row has a token to learn within data.max_length={data.max_length}")
+    if overflow.too_long or overflow.unlearned:
+        logger.warning("the loss leaves out something: %s", overflow)
     model.eval()
     loss, label_tokens = 0.0, 0
-    for start in range(0, len(tokens), _LOSS_ROWS):
-        packs = [[row] for row in range(start, min(start + _LOSS_ROWS, len(tokens)))]
-        batch = collate(rows, packs, data.max_length)
+    for start in range(0, len(samples), _LOSS_ROWS):
+        numbers = range(start, min(start + _LOSS_ROWS, len(samples)))
+        batch = collate(rows, [[samples[number]] for number in numbers])
         tensors = (batch.input_ids, batch.labels, batch.position_ids)
         loss += model(*(tensor.to(model.model.device) for tensor in tensors)).item()
         label_tokens += batch.label_tokens

@@ -1,15 +1,16 @@
 """Evaluation during training: loss over the eval set, samples, the best step and early stopping."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
 from ftray.config.run import RunConfig
-from ftray.data.batches import Batches, eval_packs
+from ftray.data.batches import Batches
 from ftray.data.chat import Renderer
-from ftray.data.shards import Rows
+from ftray.train.feed import Evals
 from ftray.train.parallel import Place
 from ftray.train.step import eval_loss, micro_batch, share
 from ftray.train.trainee import Trainee
@@ -67,17 +68,16 @@ class Evaluation:
         self,
         config: RunConfig,
         trainee: Trainee,
-        rows: Rows,
+        evals: Evals,
         tokenizer: PreTrainedTokenizerBase,
         micro_batch_size: int,
     ) -> None:
         self._config = config
         self._trainee = trainee
-        self._rows = rows
+        self._rows, self._packs = evals.rows, evals.packs
         self._tokenizer = tokenizer
         self._stops = Renderer(tokenizer, config.data).stop_ids
         self._micro = micro_batch_size
-        self._packs = eval_packs(rows, config.data)
 
     def is_due(self, done: int, batches: Batches) -> bool:
         """Whether to evaluate after `done` steps: every n or each epoch, and at the end."""
@@ -89,17 +89,15 @@ class Evaluation:
     def measure(self, place: Place) -> Found:
         """Measure the loss over the whole eval set; every worker gets the same."""
         positions = share(len(self._packs), place, self._micro)
-        max_length = self._config.data.max_length
-        work = (micro_batch(self._rows, self._packs, some, max_length) for some in positions)
+        work = (micro_batch(self._rows, self._packs, some) for some in positions)
         loss = eval_loss(self._trainee, work, place)
         return Found(loss, self._samples(in_step=place.world_size > 1))
 
     def _samples(self, *, in_step: bool) -> str:
         """Answer the first prompts of the eval set greedily; all workers do the same in step."""
-        if self._config.data.format == "text":
-            return ""  # there is no prompt to answer
-        chosen = [row for pack in self._packs for row in pack][: self._config.eval.samples]
-        prompts = [self._rows.ids(row)[: self._rows.first_label[row]].tolist() for row in chosen]
+        prompts = list(islice(self._prompts(), self._config.eval.samples))
+        if not prompts:
+            return ""
         with self._trainee.precision():
             answers = self._trainee.model.generate(
                 prompts, self._config.eval.sample_tokens, self._stops, in_step=in_step
@@ -108,6 +106,13 @@ class Evaluation:
             f"prompt: {self._text(prompt)}\nanswer: {self._text(answer)}"
             for prompt, answer in zip(prompts, answers, strict=True)
         )
+
+    def _prompts(self) -> Iterator[list[int]]:
+        """What comes before the first learned token; plain text has no prompt to answer."""
+        for sample in (sample for pack in self._packs for sample in pack if sample.start == 0):
+            prompt = self._rows.ids(sample.key)[: int(self._rows.trained(sample.key).argmax())]
+            if len(prompt) > 1:
+                yield prompt.tolist()
 
     def _text(self, ids: list[int]) -> str:
         """One line."""

@@ -13,17 +13,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ftray import cluster, registry, runs, storage
 from ftray.cluster import Allotment, Node
 from ftray.config.cluster import ClusterConfig
-from ftray.config.run import RunConfig, as_list
-from ftray.data.batches import Batches, cuts
-from ftray.data.manifest import TokenSet
-from ftray.data.pipeline import make_tokens
-from ftray.data.shards import Rows
+from ftray.config.data import sources_of
+from ftray.config.run import RunConfig
 from ftray.data.sources import check_sources
-from ftray.errors import DataError, FtrayError, TrainError, first_line
-from ftray.model.base import fetch, local_cache
+from ftray.errors import FtrayError, TrainError, first_line
+from ftray.model.base import fetch
 from ftray.model.shape import ModelShape, read_shape
 from ftray.registry import AdapterRecord
 from ftray.runs import CheckpointRecord, Run
+from ftray.train.feed import Feed, plan_batches, provided
 from ftray.train.group import train_to_the_end
 from ftray.train.loop import Work
 from ftray.train.machine import gpu_memory
@@ -61,7 +59,8 @@ def fit(
     """
     began = time.monotonic()
     root = storage.storage_root(config.storage)
-    check_sources([*as_list(config.data.train), *as_list(config.data.eval)], config.data)
+    for sources in (config.data.train, config.data.eval):
+        check_sources(sources_of(sources), config.data)
     if config.adapter.init_from:
         registry.resolve(root, config.adapter.init_from)  # raises before anything starts
     run = runs.open_run(root, config, overwrite=overwrite)
@@ -70,11 +69,14 @@ def fit(
         allotment = cluster.allot(config.scaling, machines)
         cluster.check_fit(allotment, None, machines)
         cluster.check_storage(root)
-        work, total_steps = _plan(config, run, allotment, machines)
+        folder = fetch(config.model, run.root)
+        micro = _planned_micro_batch(config, run, folder, allotment, machines)
         template = _own_template(config)
-        with watched(run, total_steps):
-            train_to_the_end(work, allotment, config.scaling.placement_timeout_seconds)
-            adapter = _published(config, run, allotment, template)
+        with provided(config, run, folder, allotment, machines) as feed:
+            work, total_steps = _plan(config, run, feed, micro, allotment)
+            with watched(run, total_steps):
+                train_to_the_end(work, allotment, config.scaling.placement_timeout_seconds)
+        adapter = _published(config, run, allotment, template)
         plot = storage.join(run.folder, "loss.png")
         metrics = runs.read_metrics(run)
         storage.write(plot, loss_curve(config.name, metrics))
@@ -92,54 +94,40 @@ def fit(
     )
 
 
-def _plan(
-    config: RunConfig, run: Run, allotment: Allotment, machines: list[Node]
-) -> tuple[Work, int]:
-    """Make the tokens, count the steps, and decide what the workers will be told."""
-    folder = fetch(config.model, run.root)
+def _planned_micro_batch(
+    config: RunConfig, run: Run, folder: Path, allotment: Allotment, machines: list[Node]
+) -> int:
+    """Choose the micro-batch and check that it fits, before any data is read."""
     worker = _worker(allotment, machines)
     shape = read_shape(folder)
     micro = _micro_batch(config, run, shape, worker)
     if shape is not None:
         _check_memory(estimate(config, shape, worker, micro).peak, worker, allotment, machines)
-    tokens = make_tokens(as_list(config.data.train), config.data, folder, run.root)
-    evals = as_list(config.data.eval)
+    return micro
+
+
+def _plan(
+    config: RunConfig, run: Run, feed: Feed, micro: int, allotment: Allotment
+) -> tuple[Work, int]:
+    """Count the steps, and decide what the workers will be told."""
+    total_steps, described = plan_batches(config, run, feed)
     work = Work(
         config=config,
         run=run,
-        tokens=tokens,
-        eval_tokens=make_tokens(evals, config.data, folder, run.root) if evals else None,
+        feed=feed,
         micro_batch_size=micro,
         threads=_threads(run, allotment),
         attempt=runs.read_status(run).attempts,
     )
-    rows = _rows("data.train", work.tokens, config, run)
-    if work.eval_tokens is not None:
-        _rows("data.eval", work.eval_tokens, config, run)
-    batches = Batches(rows, config.data, config.train)
     logger.info(
-        "%d rows, %d tokens (%d trained); %d steps of %d × %d packs on %s",
-        tokens.rows,
-        tokens.tokens,
-        tokens.label_tokens,
-        batches.total_steps,
+        "%s; %d steps of %d × %d packs on %s",
+        described,
+        total_steps,
         allotment.workers,
         config.train.global_batch_size // allotment.workers,
         allotment,
     )
-    return work, batches.total_steps
-
-
-def _rows(key: str, tokens: TokenSet, config: RunConfig, run: Run) -> Rows:
-    """Open a token set, and tell what `data.max_length` cuts off; DataError if it is all."""
-    rows = Rows(tokens, local_cache(run.root))
-    try:
-        found = cuts(rows, config.data)
-    except DataError as error:
-        raise DataError(f"{key}: {error.message}", error.hint) from None
-    if found.truncated or found.dropped:
-        logger.warning("%s: %s", key, found)
-    return rows
+    return work, total_steps
 
 
 def _own_template(config: RunConfig) -> str | None:

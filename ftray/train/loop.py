@@ -12,21 +12,20 @@ from ray.train.torch import get_device
 
 from ftray import runs, storage
 from ftray.config.run import FullConfig, RunConfig
-from ftray.data.batches import Batches
-from ftray.data.manifest import TokenSet
-from ftray.data.shards import Rows
 from ftray.errors import TrainError
-from ftray.model.base import fetch, load_tokenizer, local_cache
+from ftray.model.base import fetch, load_tokenizer
 from ftray.model.shape import read_shape
 from ftray.runs import Run
 from ftray.train import checkpoint
 from ftray.train.evaluation import Evaluation, Standing
+from ftray.train.feed import Feed, Intake
 from ftray.train.metrics import Line, MetricsFile, Sink, open_trackers
 from ftray.train.mfu import Speed
 from ftray.train.optim import build_optimizer, learning_rate, set_learning_rate
 from ftray.train.parallel import Place
 from ftray.train.step import micro_batch, share, train_step
 from ftray.train.trainee import Trainee, build_trainee, random_state
+from ftray.train.usage import tokens_by_source
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +36,7 @@ class Work:
 
     config: RunConfig
     run: Run
-    tokens: TokenSet
-    eval_tokens: TokenSet | None
+    feed: Feed
     micro_batch_size: int
     threads: int
     attempt: int
@@ -55,7 +53,7 @@ def train(work: Work) -> None:
 
 
 def _train(training: "_Training") -> None:
-    config, total_steps = training.work.config, training.batches.total_steps
+    config, total_steps = training.work.config, training.intake.batches.total_steps
     for step in range(training.start, total_steps):
         if training.standing.is_stalled(config.eval.patience):
             logger.info("stopped early after step %d: the eval loss stopped falling", step)
@@ -66,7 +64,7 @@ def _train(training: "_Training") -> None:
 
         # once in a while: evaluate, and remember the best
         is_best = False
-        if training.evaluation and training.evaluation.is_due(done, training.batches):
+        if training.evaluation and training.evaluation.is_due(done, training.intake.batches):
             found = training.evaluation.measure(training.place)
             _check_finite("eval loss", found.loss, done, config)
             is_best = training.standing.take(found.loss)
@@ -85,8 +83,7 @@ class _Training:
     place: Place
     trainee: Trainee
     optimizer: torch.optim.Optimizer
-    rows: Rows
-    batches: Batches
+    intake: Intake
     evaluation: Evaluation | None
     speed: Speed
     standing: Standing
@@ -108,34 +105,33 @@ def _prepare(work: Work) -> _Training:
     folder = fetch(config.model, work.run.root)
     trainee = build_trainee(config, folder, place, work.run.root)
     optimizer = build_optimizer(trainee.attached.trainable.values(), config.train)
-    rows = _rows(work, work.tokens)
-    batches = Batches(rows, config.data, config.train)
-    evaluation = _evaluation(work, trainee, folder)
+    intake = Intake(config, work.run, work.feed, is_first=place.is_first)
+    evaluation = _evaluation(work, intake, trainee, folder)
     record = checkpoint.newest(work.run, place)
     if record:
         checkpoint.load(work.run, record, trainee.attached.trainable, optimizer)
     start = record.step if record else 0
+    intake.saved(start)
     sinks = _open_sinks(work, start) if place.is_first else []
     frozen = not isinstance(config.adapter, FullConfig)
     shape = read_shape(folder)
     speed = Speed.of(shape, place.device, config.data.max_length, frozen_base=frozen)
     standing = Standing.of(record.metrics if record else {})
     return _Training(
-        work, place, trainee, optimizer, rows, batches, evaluation, speed, standing, sinks, start
+        work, place, trainee, optimizer, intake, evaluation, speed, standing, sinks, start
     )
 
 
 def _one_step(training: _Training, step: int) -> dict[str, int | float | None]:
-    config, batches, place = training.work.config, training.batches, training.place
+    config, intake, place = training.work.config, training.intake, training.place
     began = time.perf_counter()
-    packs = batches.packs(step)
+    packs = intake.batches.packs(step)
     positions = share(len(packs), place, training.work.micro_batch_size)
-    length = config.data.max_length
-    micro = [micro_batch(training.rows, packs, some, length) for some in positions]
+    micro = [micro_batch(intake.rows, packs, some) for some in positions]
     waited = time.perf_counter() - began
 
     random_state(config.train.seed, step, place.rank)
-    rate = learning_rate(step, batches.total_steps, config.train)
+    rate = learning_rate(step, intake.batches.total_steps, config.train)
     set_learning_rate(training.optimizer, rate)
     result = train_step(training.trainee, micro, place, config.train, step)
     # before the weights are touched: a checkpoint never holds what is no number
@@ -146,13 +142,14 @@ def _one_step(training: _Training, step: int) -> dict[str, int | float | None]:
     taken = time.perf_counter() - began
     return {
         "step": step + 1,
-        "epoch": batches.epoch_of(step),
+        "epoch": intake.batches.epoch_of(step),
         "loss": result.loss,
         "grad_norm": result.grad_norm,
         "learning_rate": rate,
         "tokens": result.counts.tokens,
         "label_tokens": result.counts.label_tokens,
         "samples": result.counts.samples,
+        **tokens_by_source(packs, intake.sources),
         "tokens_per_second": result.counts.tokens / taken,
         "mfu": training.speed.mfu(result.counts.tokens / taken / place.world_size),
         "data_wait_seconds": waited,
@@ -179,6 +176,7 @@ def _save(training: _Training, done: int, line: Line, *, is_best: bool) -> None:
     folder = checkpoint.save(work.run, trainable, training.optimizer, progress, place, work.attempt)
     if place.is_first:
         runs.prune(work.run, work.config.checkpoint.keep)
+        training.intake.saved(done)
     ray.train.report(
         {"step": done, **metrics},
         checkpoint=ray.train.Checkpoint(folder) if place.is_first else None,
@@ -186,16 +184,11 @@ def _save(training: _Training, done: int, line: Line, *, is_best: bool) -> None:
     )
 
 
-def _evaluation(work: Work, trainee: Trainee, folder: Path) -> Evaluation | None:
-    if work.eval_tokens is None:
+def _evaluation(work: Work, intake: Intake, trainee: Trainee, folder: Path) -> Evaluation | None:
+    if (evals := intake.evals()) is None:
         return None
-    rows = _rows(work, work.eval_tokens)
     tokenizer = load_tokenizer(folder, trust_remote_code=work.config.model.trust_remote_code)
-    return Evaluation(work.config, trainee, rows, tokenizer, work.micro_batch_size)
-
-
-def _rows(work: Work, tokens: TokenSet) -> Rows:
-    return Rows(tokens, local_cache(work.run.root))
+    return Evaluation(work.config, trainee, evals, tokenizer, work.micro_batch_size)
 
 
 def _open_sinks(work: Work, start: int) -> list[Sink]:

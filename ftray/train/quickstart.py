@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from ftray.config.data import sources_of
 from ftray.config.run import RunConfig, load_run
 from ftray.data.sources import read_rows
 from ftray.model.base import fetch, load_base, load_tokenizer
@@ -71,5 +72,5 @@ def _measure_base(config: RunConfig, heldout: str, root: str) -> EvalResult:
     folder = fetch(config.model, root)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = LanguageModel(load_base(folder, config.model, device), Routing(device))
-    rows = list(read_rows([heldout], config.data))
+    rows = list(read_rows(sources_of(heldout), config.data))
     return measure(model, load_tokenizer(folder), rows, config.data)

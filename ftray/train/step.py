@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ftray.config.run import TrainConfig
-from ftray.data.batches import Batch, Pack, collate
-from ftray.data.shards import Rows
+from ftray.data.collation import Batch, Pack, collate
+from ftray.data.samples import TokenRows
 from ftray.train.optim import clip_gradients
 from ftray.train.parallel import Place, sum_gradients, total
 from ftray.train.trainee import Trainee
@@ -53,15 +53,13 @@ def share(size: int, place: Place, micro: int) -> list[list[int]]:
     return [list(range(start, min(start + micro, size))) for start in starts]
 
 
-def micro_batch(
-    rows: Rows, packs: Sequence[Pack], positions: list[int], max_length: int
-) -> MicroBatch:
+def micro_batch(rows: TokenRows, packs: Sequence[Pack], positions: list[int]) -> MicroBatch:
     """Collate the packs at `positions` of a global batch.
 
     Without positions it is a copy of the first pack without labels: it adds nothing to the loss,
     and keeps this worker's collectives in step with the others'.
     """
-    batch = collate(rows, [packs[position] for position in positions or [0]], max_length)
+    batch = collate(rows, [packs[position] for position in positions or [0]])
     samples = sum(len(packs[position]) for position in positions)
     return MicroBatch(batch if positions else _unlabelled(batch), positions or [0], samples)
 

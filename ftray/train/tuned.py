@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ftray import registry
 from ftray.config.base import apply, parse_overrides, validated
+from ftray.config.data import sources_of
 from ftray.config.paths import anchored
 from ftray.config.run import LoraConfig, ModelConfig, RunConfig
 from ftray.data.sources import check_sources, read_rows
@@ -30,9 +31,9 @@ def evaluate(ref: str, data: str, overrides: Sequence[str] = (), *, root: str) -
     """
     record = registry.resolve(root, ref)
     config = _eval_config(record, data, overrides)
-    check_sources([data], config.data)
+    check_sources(sources_of(data), config.data)
     model, tokenizer = load_tuned(record, root)
-    rows = list(read_rows([data], config.data))
+    rows = list(read_rows(sources_of(data), config.data))
     return measure(model, tokenizer, rows, config.data)
 
 

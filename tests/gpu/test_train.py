@@ -10,8 +10,9 @@ import torch
 from ftray import commands, runs
 from ftray.config.base import validated
 from ftray.config.run import RunConfig
-from ftray.data.batches import MemoryRows
 from ftray.data.chat import Tokens
+from ftray.data.memory import MemoryRows
+from ftray.data.samples import Sample
 from ftray.model.nf4 import Nf4Linear
 from ftray.train.optim import build_optimizer
 from ftray.train.parallel import Place
@@ -53,9 +54,10 @@ def test_each_method_learns_on_the_gpu(kind: str, tiny_folder: Path, tmp_path: P
     place = Place(0, 1, torch.device("cuda"))
     trainee = build_trainee(config, tiny_folder, place, str(tmp_path))
     optimizer = build_optimizer(trainee.attached.trainable.values(), config.train)
-    trained = [False] + [True] * 29
+    trained = bytes([0, *[1] * 29])
     rows = MemoryRows([Tokens([5 + i, 6, 7, 8, 9 + i] * 6, trained) for i in range(4)])
-    work = [micro_batch(rows, [[0, 1], [2, 3]], [0, 1], 64)]
+    whole = [Sample(key, 0, len(trained), 0) for key in range(4)]
+    work = [micro_batch(rows, [whole[:2], whole[2:]], [0, 1])]
     losses = []
     for step in range(8):
         losses.append(train_step(trainee, work, place, config.train, step).loss)

@@ -71,7 +71,7 @@ def test_every_verb_explains_itself_with_examples():
     parser = ArgumentParser()
     add_verbs(parser)
     helps = dict(verbs(parser))
-    assert len(helps) == 15
+    assert len(helps) == 16
     for words, text in helps.items():
         lines = text[text.index("examples:") :].splitlines()[1:]
         assert lines
@@ -96,6 +96,8 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]):
         (["runs", "list", "a=b"], "unknown arguments: a=b", "ftray runs list --help"),
         (["runs", "list", "--al"], "unknown arguments: --al", "ftray runs list --help"),
         (["data", "preview", "run.yaml", "--rows", "0"], "expected a number from 1", "--help"),
+        (["data", "chekc", "run.yaml"], "ftray data has no command 'chekc'", "'check'"),
+        (["data", "check", "gone.yaml"], "gone.yaml: No such file", "ftray init lora > run.yaml"),
     ],
 )
 def test_a_wrong_command_line_is_explained_on_stderr(

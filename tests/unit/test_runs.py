@@ -15,7 +15,8 @@ import pytest
 
 from ftray import runs, storage
 from ftray.config.base import override
-from ftray.config.run import DataConfig, RunConfig, TrainConfig
+from ftray.config.data import DataConfig
+from ftray.config.run import RunConfig, TrainConfig
 from ftray.errors import ConfigError, StorageError
 from ftray.owner import Owner, this_process
 from ftray.records import encode
@@ -214,7 +215,8 @@ def test_a_run_that_ended_is_not_lost(root):
 _OPEN = """
 import sys, time
 from ftray import runs
-from ftray.config.run import DataConfig, RunConfig, TrainConfig
+from ftray.config.data import DataConfig
+from ftray.config.run import RunConfig, TrainConfig
 from ftray.errors import ConfigError
 config = RunConfig(name="tickets", data=DataConfig(train="/d"), train=TrainConfig(epochs=1))
 print("ready", flush=True)

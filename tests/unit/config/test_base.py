@@ -43,7 +43,7 @@ def mistakes(changes: dict[str, object]) -> str:
         ),
         ({"train.max_steps": 2.5}, "train.max_steps: expected a whole number, found 2.5"),
         ({"data.max_length": -1}, "data.max_length: expected greater than or equal to 8, found -1"),
-        ({"data.train": ["a", 3]}, "data.train.1: expected text, found 3"),
+        ({"data.train": ["a", 3]}, "data.train.1: expected text or a section of keys, found 3"),
         ({"train.betas": [0.9]}, "train.betas.1: missing, and it has no default"),
         ({"adapter": "lora"}, "adapter: expected a section of keys, found 'lora'"),
         ({"train.betas": [0.9, 0.9, 1]}, "train.betas: expected at most 2 items, found [0.9,"),
@@ -51,7 +51,7 @@ def mistakes(changes: dict[str, object]) -> str:
         ({"name": None}, "name: expected text, found nothing"),
         (
             {"data.packing": True, "data.train": True},
-            "data.train: expected text or a list, found true",
+            "data.train: expected text or a section of keys or a list, found true",
         ),
         ({"data": None}, "data.train: missing, and it has no default"),
         ({"name": "{message}"}, "{message}"),

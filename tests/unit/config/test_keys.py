@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 
-from ftray.config import cluster, run
+from ftray.config import cluster, data, run
 from ftray.config.base import Config
 from ftray.config.cluster import ClusterConfig
 from ftray.config.run import RunConfig
@@ -25,7 +25,7 @@ def test_every_dotted_key_is_listed():
     assert found == KEYS.read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("module", [run, cluster], ids=["run", "cluster"])
+@pytest.mark.parametrize("module", [run, data, cluster], ids=["run", "data", "cluster"])
 def test_every_knob_says_its_trade_off(module: types.ModuleType):
     """Sections, tags of unions and plain counts speak for themselves."""
     classes = [n for n in ast.parse(inspect.getsource(module)).body if isinstance(n, ast.ClassDef)]
@@ -35,7 +35,7 @@ def test_every_knob_says_its_trade_off(module: types.ModuleType):
 
 def dotted_keys(section: type[Config], start: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
-        inner = list(sections(field.annotation))
+        inner = list(dict.fromkeys(sections(field.annotation)))
         if not inner:
             yield f"{start}{name}"
         for one in inner:

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from ftray.config.run import LoraConfig, RunConfig, as_list, load_run
+from ftray.config.data import SourceConfig, sources_of
+from ftray.config.run import LoraConfig, RunConfig, load_run
 from ftray.errors import ConfigError
 
 RUN = "name: a\ndata: {train: data/x.jsonl}\ntrain: {max_steps: 10}\n"
@@ -77,9 +78,12 @@ def test_rslora_divides_by_the_root_of_the_rank():
         (["train={learning_rate: 1e-4}"], "set epochs, max_steps, or both"),
         (["train.warmup_steps=10"], "warmup_steps must be below max_steps"),
         (["eval.patience=2"], "eval.patience needs data.eval"),
-        (["data.train=[]"], "expected a file, a glob or a folder"),
-        (["data.eval=''"], "expected a file, a glob or a folder"),
-        (["data.columns={prompt: q}"], "format 'messages' knows messages; found prompt"),
+        (["data.train=[]"], "expected a path, a source, or a list of them"),
+        (["data.eval=''"], "expected a path, a source, or a list of them"),
+        (
+            ["data.format=messages", "data.columns={prompt: q}"],
+            "format 'messages' knows messages, tools; found prompt",
+        ),
         (
             ["adapter={method: full}", "scaling.num_workers=2", "train.optimizer=adamw_8bit"],
             "adamw_8bit cannot hold sharded weights: set scaling.strategy=ddp",
@@ -106,4 +110,5 @@ def test_exponents_without_a_dot_are_numbers_too(run_file: Path):
 
 
 def test_one_path_and_several_read_alike():
-    assert (as_list("a"), as_list(["a", "b"]), as_list(None)) == (["a"], ["a", "b"], [])
+    a, b = SourceConfig(path="a"), SourceConfig(path="b")
+    assert (sources_of("a"), sources_of(["a", "b"]), sources_of(None)) == ([a], [a, b], [])

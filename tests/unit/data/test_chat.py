@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from ftray.config.run import DataConfig
-from ftray.data.chat import Piece, Renderer
+from ftray.config.data import DataConfig
+from ftray.data.chat import Piece, Renderer, Tokens
+from ftray.data.examples import Form
 from ftray.data.renderer import load_renderer
 from ftray.errors import DataError
 
@@ -18,15 +19,23 @@ HEADER = "<|im_start|>{{ message['role'] }}\n"
 
 
 def config(**changes: object) -> DataConfig:
-    return DataConfig.model_validate({"train": "train.jsonl", **changes})
+    return DataConfig.model_validate({"train": "train.jsonl", "format": "messages", **changes})
 
 
-def pieces(renderer: Renderer, row: dict[str, object]) -> list[Piece]:
-    return renderer.pieces(renderer.render(row))
+MESSAGES = Form("messages", {})
 
 
-def learned(renderer: Renderer, row: dict[str, object]) -> list[str]:
-    return [piece.text for piece in pieces(renderer, row) if piece.trained]
+def render(renderer: Renderer, row: dict[str, object], form: Form = MESSAGES) -> Tokens:
+    [tokens] = renderer.render(row, form)
+    return tokens
+
+
+def pieces(renderer: Renderer, row: dict[str, object], form: Form = MESSAGES) -> list[Piece]:
+    return renderer.pieces(render(renderer, row, form))
+
+
+def learned(renderer: Renderer, row: dict[str, object], form: Form = MESSAGES) -> list[str]:
+    return [piece.text for piece in pieces(renderer, row, form) if piece.trained]
 
 
 def with_template(tmp_path: Path, template: str, **changes: object) -> DataConfig:
@@ -50,14 +59,16 @@ def test_only_assistant_turns_and_their_ends_are_learned(tokenizer: PreTrainedTo
 def test_ids_are_those_of_the_tokenizer_itself(tokenizer: PreTrainedTokenizerFast):
     turns = [QUESTION, {"role": "assistant", "content": "  vier, naïve – 四\n"}, QUESTION, ANSWER]
     ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-    assert Renderer(tokenizer, config()).render({"messages": turns}).ids == ids
+    assert render(Renderer(tokenizer, config()), {"messages": turns}).ids.tolist() == ids
 
 
 def test_tags_and_prefixes_agree(
     tokenizer: PreTrainedTokenizerFast, tagged_tokenizer: PreTrainedTokenizerFast
 ):
     row = {"messages": [QUESTION, {"role": "assistant", "content": "\n\nfour "}, QUESTION, ANSWER]}
-    by_prefix, by_tag = (Renderer(t, config()).render(row) for t in (tokenizer, tagged_tokenizer))
+    by_prefix, by_tag = (
+        Renderer(t, config()).render(row, MESSAGES) for t in (tokenizer, tagged_tokenizer)
+    )
     assert by_prefix == by_tag
 
 
@@ -73,10 +84,10 @@ def test_a_token_across_the_start_of_the_answer_is_cut(tokenizer: PreTrainedToke
     renderer = Renderer(tokenizer, config())
     row = {"messages": [QUESTION, {"role": "assistant", "content": "\n\nfour"}]}
     whole = tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=False)
-    tokens = renderer.render(row)
-    prompt = renderer.render_prompt(row)
-    assert tokens.ids != whole
-    assert tokens.ids[: tokens.trained.index(True)] == prompt.ids
+    tokens = render(renderer, row)
+    prompt = renderer.render_prompt(row, MESSAGES)
+    assert tokens.ids.tolist() != whole
+    assert tokens.ids[: tokens.trained.find(1)].tolist() == prompt.ids
     assert learned(renderer, row) == ["\n\nfour<|im_end|>"]
 
 
@@ -99,62 +110,62 @@ def test_a_template_that_never_ends_a_turn_is_refused(
     assert "{{ eos_token }}" in refused.value.hint
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(
-    plain_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-):
-    shown = "{{ message['content'] if loop.last else '…' }}<|im_end|>\n{% endfor %}"
-    prompt = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    data = with_template(tmp_path, LOOP + HEADER + shown + prompt)
-    with pytest.raises(DataError, match="renders the first 2 messages differently") as refused:
-        Renderer(plain_tokenizer, data)
-    assert "{% generation %}" in refused.value.hint
-
-
 def test_a_date_in_the_template_is_always_the_same_day(
     plain_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ):
     body = LOOP + HEADER + "{{ message['content'] }}<|im_end|>\n{% endfor %}"
     prompt = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     data = with_template(tmp_path, "{{ strftime_now('%d %b %Y') }}" + body + prompt)
-    tokens = Renderer(plain_tokenizer, data).render({"messages": [QUESTION, ANSWER]})
+    tokens = render(Renderer(plain_tokenizer, data), {"messages": [QUESTION, ANSWER]})
     assert plain_tokenizer.decode(tokens.ids).startswith("26 Jul 2024<|im_start|>")
 
 
 def test_pairs_become_turns_of_the_template(tokenizer: PreTrainedTokenizerFast):
-    expected = Renderer(tokenizer, config()).render({"messages": [QUESTION, ANSWER]})
-    data = config(
-        format="prompt_completion", columns={"prompt": "question", "completion": "answer"}
-    )
+    renderer = Renderer(tokenizer, config())
+    form = Form("prompt_completion", {"prompt": "question", "completion": "answer"})
     row = {"question": QUESTION["content"], "answer": ANSWER["content"]}
-    assert Renderer(tokenizer, data).render(row) == expected
+    assert render(renderer, row, form) == render(renderer, {"messages": [QUESTION, ANSWER]})
 
 
 def test_an_instruction_is_joined_with_its_input(tokenizer: PreTrainedTokenizerFast):
-    renderer = Renderer(tokenizer, config(format="instruction"))
+    renderer, form = Renderer(tokenizer, config()), Form("instruction", {})
     row = {"instruction": "add", "input": "2 2", "output": "four"}
-    assert "user\nadd\n\n2 2<|im_end|>" in pieces(renderer, row)[0].text
-    assert "user\nadd<|im_end|>" in pieces(renderer, {**row, "input": ""})[0].text
-    assert learned(renderer, {**row, "input": None}) == ["four<|im_end|>"]
+    assert "user\nadd\n\n2 2<|im_end|>" in pieces(renderer, row, form)[0].text
+    assert "user\nadd<|im_end|>" in pieces(renderer, {**row, "input": ""}, form)[0].text
+    assert learned(renderer, {**row, "input": None}, form) == ["four<|im_end|>"]
 
 
 def test_raw_completions_keep_the_ids_of_the_prompt(plain_tokenizer: PreTrainedTokenizerFast):
-    data = config(format="prompt_completion", chat_template="none")
-    renderer = Renderer(plain_tokenizer, data)
+    form = Form("prompt_completion", {})
+    renderer = Renderer(plain_tokenizer, config(format=form.format, chat_template="none"))
     row = {"prompt": "what is two\n", "completion": "\nfour"}
-    tokens = renderer.render(row)
-    assert tokens.ids[: tokens.trained.index(True)] == renderer.render_prompt(row).ids
-    assert learned(renderer, row) == ["\nfour<|im_end|>"]
+    tokens = render(renderer, row, form)
+    assert tokens.ids[: tokens.trained.find(1)].tolist() == renderer.render_prompt(row, form).ids
+    assert learned(renderer, row, form) == ["\nfour<|im_end|>"]
 
 
 def test_text_is_learned_whole_but_for_its_first_token(plain_tokenizer: PreTrainedTokenizerFast):
-    tokens = Renderer(plain_tokenizer, config(format="text")).render({"text": "what is two"})
+    renderer, form = Renderer(plain_tokenizer, config(format="text")), Form("text", {})
+    tokens = render(renderer, {"text": "what is two"}, form)
     assert tokens.ids[-1] == plain_tokenizer.eos_token_id
-    assert tokens.trained == [False] + [True] * (len(tokens.ids) - 1)
+    assert tokens.trained == b"\0" + b"\1" * (len(tokens.ids) - 1)
+
+
+def test_many_rows_at_once_are_the_rows_one_by_one(tokenizer: PreTrainedTokenizerFast):
+    renderer = Renderer(tokenizer, config())
+    turns = [QUESTION, {"role": "assistant", "content": "\n\nfour"}, QUESTION, ANSWER]
+    rows = [{"messages": [QUESTION, ANSWER]}, {"messages": "no"}, {"messages": turns}]
+    first, error, last = renderer.render_batch(rows, MESSAGES)
+    assert first == renderer.render(rows[0], MESSAGES)
+    assert isinstance(error, DataError)
+    assert last == renderer.render(rows[2], MESSAGES)
+    assert [row.trained.count(b"\0\1") for row in last] == [1, 1]
 
 
 def test_a_prompt_ends_where_the_last_answer_begins(tokenizer: PreTrainedTokenizerFast):
     renderer = Renderer(tokenizer, config())
-    prompt = renderer.render_prompt({"messages": [QUESTION, ANSWER, QUESTION, ANSWER, QUESTION]})
+    row = {"messages": [QUESTION, ANSWER, QUESTION, ANSWER, QUESTION]}
+    prompt = renderer.render_prompt(row, MESSAGES)
     turns = [QUESTION, ANSWER, QUESTION]
     assert prompt.answer == "four"
     assert prompt.ids == tokenizer.apply_chat_template(
@@ -172,7 +183,8 @@ def test_content_may_come_in_text_parts(tokenizer: PreTrainedTokenizerFast):
 def test_a_renderer_travels_to_a_task_and_renders_the_same(tokenizer: PreTrainedTokenizerFast):
     renderer = Renderer(tokenizer, config())
     row = {"messages": [QUESTION, ANSWER]}
-    assert pickle.loads(pickle.dumps(renderer)).render(row) == renderer.render(row)
+    expected = renderer.render(row, MESSAGES)
+    assert pickle.loads(pickle.dumps(renderer)).render(row, MESSAGES) == expected
 
 
 def test_the_digest_tells_templates_apart(
@@ -182,6 +194,7 @@ def test_the_digest_tells_templates_apart(
     assert one.digest != other.digest
     assert one.template_digest != other.template_digest
     assert one.digest == Renderer(tokenizer, config(on_bad_row="drop")).digest
+    assert one.digest != Renderer(tokenizer, config(reasoning="mask")).digest
 
 
 def test_generation_stops_at_the_end_of_a_turn(tokenizer: PreTrainedTokenizerFast):
@@ -191,7 +204,6 @@ def test_generation_stops_at_the_end_of_a_turn(tokenizer: PreTrainedTokenizerFas
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"chat_template": "none"}, "format 'messages' needs a chat template"),
         ({"chat_template": "/nowhere/chat.jinja"}, "/nowhere/chat.jinja: No such file"),
         ({}, "the tokenizer has no chat template"),
     ],
@@ -202,6 +214,15 @@ def test_a_missing_template_is_named(
     with pytest.raises(DataError, match=message) as missing:
         Renderer(plain_tokenizer, config(**changes))
     assert "chat_template" in missing.value.hint
+
+
+def test_a_missing_template_is_no_fault_where_no_row_needs_it(
+    plain_tokenizer: PreTrainedTokenizerFast,
+):
+    renderer = Renderer(plain_tokenizer, config(format="auto"))
+    renderer.check(Form("text", {}))
+    with pytest.raises(DataError, match="the tokenizer has no chat template"):
+        renderer.check(MESSAGES)
 
 
 def test_a_template_with_an_error_in_it_is_refused(
@@ -216,12 +237,12 @@ def test_tools_that_a_template_does_not_know_are_never_left_out_silently(
 ):
     renderer = Renderer(tokenizer, config())
     with pytest.raises(DataError, match="the chat template knows no 'tools'"):
-        renderer.render({"messages": [QUESTION, ANSWER], "tools": [{"name": "add"}]})
+        render(renderer, {"messages": [QUESTION, ANSWER], "tools": [{"name": "add"}]})
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "add"}}]}
     with pytest.raises(DataError, match="the chat template knows no 'tool_calls'"):
-        renderer.render({"messages": [QUESTION, call]})
+        render(renderer, {"messages": [QUESTION, call]})
 
 
 def test_a_model_folder_without_a_tokenizer_is_named(tmp_path: Path):
     with pytest.raises(DataError, match="no tokenizer can be loaded"):
-        load_renderer(tmp_path, config())
+        load_renderer(tmp_path, config(), trust_remote_code=False)

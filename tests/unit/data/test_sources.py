@@ -1,16 +1,16 @@
-"""Files, ranges and rows: everything that can be wrong with them is said with its line."""
+"""Sources to files, and their rows checked: what is wrong is said with its file and line."""
 
-import json
-from collections.abc import Callable
+import gzip
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import datasets
 import pytest
 
-from ftray.config.run import DataConfig
-from ftray.data.files import find_sources, plan_ranges, scan_sources
-from ftray.data.readers import BadRow, Row, read_range
+from ftray.config.data import DataConfig, SourceConfig
+from ftray.data.files import SourceFile, content_ids, find_files, place, plan_ranges
+from ftray.data.readers import RangeReader, Row
 from ftray.data.sources import check_sources, read_rows
 from ftray.errors import DataError
 
@@ -19,77 +19,55 @@ WriteLines = Callable[..., str]
 
 
 def config(**changes: object) -> DataConfig:
-    return DataConfig.model_validate({"train": "train.jsonl", **changes})
+    return DataConfig.model_validate({"train": "train.jsonl", "format": "messages", **changes})
 
 
-def read_in_ranges(path: str, range_bytes: int) -> list[Row | BadRow]:
-    sources = find_sources([path])
-    ranges = plan_ranges(sources, scan_sources(sources, range_bytes))
-    return [row for part in ranges for row in read_range(part)]
+def at(*paths: object, **settings: object) -> list[SourceConfig]:
+    return [SourceConfig.model_validate({"path": str(path), **settings}) for path in paths]
 
 
-@pytest.mark.parametrize("range_bytes", [1, 2, 3, 7, 16, 50, 1000])
-@pytest.mark.parametrize("ending", [b"\n", b"\r\n"])
-@pytest.mark.parametrize("last_ending", [True, False])
-def test_ranges_of_any_size_hold_every_line_once(
-    range_bytes: int, ending: bytes, last_ending: bool, tmp_path: Path
-):
-    lines = [b'{"n": 0}', b"", b'{"n": 2, "long": "' + b"x" * 40 + b'"}', b'{"n": 3}', b"  "]
-    lines.append('{"n": 5, "text": "naïve – 四"}'.encode())
-    data = b"\xef\xbb\xbf" + ending.join(lines) + (ending if last_ending else b"")
-    (tmp_path / "train.jsonl").write_bytes(data)
-    rows = read_in_ranges(str(tmp_path / "train.jsonl"), range_bytes)
-    assert [(row.line, row.values["n"]) for row in rows] == [(1, 0), (3, 2), (4, 3), (6, 5)]
-
-
-def test_a_text_file_has_a_row_for_each_line_with_text(tmp_path: Path):
-    (tmp_path / "book.txt").write_text("one\n\n  two \n")
-    rows = read_in_ranges(str(tmp_path / "book.txt"), 4)
-    assert rows == [Row(1, {"text": "one"}), Row(3, {"text": "  two "})]
-
-
-def test_a_csv_row_is_named_by_the_line_it_starts_on(tmp_path: Path):
-    (tmp_path / "a.csv").write_bytes(b'q,a\nx,"1\n2"\n\ny,3\nz\nw,\xff\n')
-    assert read_in_ranges(str(tmp_path / "a.csv"), 4) == [
-        Row(2, {"q": "x", "a": "1\n2"}),
-        Row(5, {"q": "y", "a": "3"}),
-        BadRow(
-            6,
-            "wrong number of fields (1; the header has 2)",
-            'put text with commas or line ends in "quotes"',
-        ),
-        BadRow(7, "invalid UTF-8 (byte 0xff)", "save the file as UTF-8"),
-    ]
-
-
-def test_parquet_is_split_by_row_groups(tmp_path: Path):
-    path = tmp_path / "train.parquet"
-    pq.write_table(pa.table({"text": [f"row {n}" for n in range(10)]}), path, row_group_size=3)
-    sources = find_sources([str(path)])
-    ranges = plan_ranges(sources, scan_sources(sources, 1))
-    assert [(part.start, part.end, part.first_line) for part in ranges] == [
-        *((0, 1, 1), (1, 2, 4), (2, 3, 7), (3, 4, 10)),
-    ]
-    rows = [row for part in ranges for row in read_range(part)]
-    assert rows == [Row(n + 1, {"text": f"row {n}"}) for n in range(10)]
-
-
-def test_a_json_file_is_a_list_or_lines(tmp_path: Path):
-    (tmp_path / "list.json").write_text(json.dumps([{"n": 1}, {"n": 2}], indent=1))
-    (tmp_path / "lines.json").write_text('{"n": 1}\n{"n": 2}\n')
-    expected = [Row(1, {"n": 1}), Row(2, {"n": 2})]
-    assert read_in_ranges(str(tmp_path / "list.json"), 4) == expected
-    assert read_in_ranges(str(tmp_path / "lines.json"), 4) == expected
+def values(files: Iterable[SourceFile]) -> list[dict[str, object]]:
+    readers = [RangeReader(part) for part in plan_ranges(list(files), 100)]
+    rows = [row for reader in readers for row in reader]
+    return [row.values for row in rows if isinstance(row, Row)]
 
 
 def test_files_come_from_globs_and_folders_in_the_order_of_their_names(tmp_path: Path):
     for name in ("b.jsonl", "a.csv", "c/d.parquet", ".hidden.jsonl", "_SUCCESS", "notes.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    folder = [Path(source.path).name for source in find_sources([str(tmp_path)])]
-    assert folder == ["a.csv", "b.jsonl", "d.parquet"]
-    globbed = find_sources([str(tmp_path / "**/*.parquet"), str(tmp_path / "*.jsonl")])
-    assert [Path(source.path).name for source in globbed] == ["d.parquet", "b.jsonl"]
+    assert [file.name for file in find_files(at(tmp_path))] == ["a.csv", "b.jsonl", "d.parquet"]
+    globbed = find_files(at(tmp_path / "**/*.parquet", f"file://{tmp_path}/*.jsonl"))
+    assert [(file.source, file.name) for file in globbed] == [(0, "d.parquet"), (1, "b.jsonl")]
+
+
+def test_ranges_are_numbered_in_file_order_and_know_their_file(tmp_path: Path):
+    for name, lines in (("a/x.jsonl", 30), ("b/x.jsonl", 1)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text('{"n": 1}\n' * lines)
+    files = find_files(at(tmp_path / "b/x.jsonl", tmp_path / "a"))
+    assert [file.name for file in files] == ["b/x.jsonl", "a/x.jsonl"]  # alike: told by the folder
+    ranges = plan_ranges(files, 100)
+    assert [(part.number, part.source, part.file) for part in ranges] == [
+        *((0, 0, 0), (1, 1, 1), (2, 1, 1), (3, 1, 1)),
+    ]
+    assert [(part.start, part.end, part.size) for part in ranges[1:]] == [
+        *((0, 100, 100), (100, 200, 100), (200, 270, 70)),
+    ]
+    assert place(ranges[3].name, ranges[3].kind, 7) == "a/x.jsonl line 7"
+
+
+def test_a_file_is_known_by_its_content_if_it_is_small_else_by_its_stamp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"n": 1}\n')
+    os.utime(tmp_path / "b.jsonl", ns=(1, 1))
+    one, other = content_ids(find_files(at(tmp_path)))
+    assert one == other
+    monkeypatch.setattr("ftray.data.files.HASHED_BYTES", 17)
+    one, other = content_ids(find_files(at(tmp_path)))
+    assert one != other
 
 
 @pytest.mark.parametrize(
@@ -101,16 +79,22 @@ def test_files_come_from_globs_and_folders_in_the_order_of_their_names(tmp_path:
         ("*.csv", "*.csv: matches no file", "in {folder}: empty.jsonl, train.jsonl"),
         ("sheet.xlsx", "unknown kind '.xlsx'", "ftray reads .jsonl"),
         ("empty.jsonl", "empty.jsonl: the file is empty", "each row is one training example"),
-        ("only", "only: no data files in it (found: notes.md)", "needs .jsonl"),
+        ("only", "only: no data files in it (found: notes.md)", "ftray reads .jsonl"),
+        ("notes.gz", "unknown kind '.gz'", "ftray reads .jsonl"),
+        ("tables/delta", "tables/delta: a Delta table, which ftray does not read", "Parquet"),
+        ("tables/x.lance", "a Lance dataset, which ftray does not read", "export its rows"),
+        ("tables/ice", "an Iceberg table, which ftray does not read", "deleted rows"),
     ],
 )
 def test_a_path_that_cannot_be_read_says_why(path: str, message: str, hint: str, tmp_path: Path):
-    for name in ("train.jsonl", "sheet.xlsx", "only/notes.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    tables = ("delta/_delta_log/0.json", "x.lance/_versions/1", "ice/metadata/v1.metadata.json")
+    files = ("train.jsonl", "sheet.xlsx", "notes.gz", "only/notes.md", "tables/delta/part.parquet")
+    for name in (*files, *(f"tables/{name}" for name in tables)):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("x")
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(DataError) as failed:
-        find_sources([str(tmp_path / path)])
+        find_files(at(tmp_path / path))
     assert message in failed.value.message
     assert hint.format(folder=tmp_path) in failed.value.hint
 
@@ -141,10 +125,10 @@ ANSWER = {"role": "assistant", "content": "b"}
             "no 'messages' (found: question, answer)",
             "data.format=prompt_completion data.columns='{prompt: question, completion: answer}'",
         ),
-        ({"conversations": []}, "no 'messages'", "data.columns='{messages: conversations}'"),
+        ({"conversations": []}, "no 'messages'", "set data.format=sharegpt"),
         ({"x": 1}, "no 'messages' (found: x)", "data.columns={messages: YOUR_COLUMN}"),
         ({}, "no 'messages' (found: no columns)", "YOUR_COLUMN"),
-        ({"messages": "hi"}, "'messages' is text, expected a list of messages", ""),
+        ({"messages": "hi"}, "'messages' is text but no JSON", ""),
         ({"messages": []}, "'messages' is empty", ""),
         (chat("hi"), "a message is text (message 1), expected an object", ""),
         (chat({"from": "human"}), "a message has no 'role' (message 1; found: from)", ""),
@@ -157,7 +141,7 @@ ANSWER = {"role": "assistant", "content": "b"}
         (chat(USER, ANSWER | {"weight": 0.5}), "weight is neither 0 nor 1: 0.5 (message 2)", ""),
         (chat(USER, ANSWER | {"content": " "}), "an assistant turn is empty (message 2)", ""),
         (chat(USER, ANSWER | {"function_call": {}}), "'function_call' is not supported", ""),
-        (chat(USER, ANSWER, tools="add"), "'tools' is text, expected a list", ""),
+        (chat(USER, ANSWER, tools="add"), "'tools' is text but no JSON", ""),
     ],
 )
 def test_a_bad_line_says_what_was_found_and_what_was_expected(
@@ -165,7 +149,7 @@ def test_a_bad_line_says_what_was_found_and_what_was_expected(
 ):
     path = write_lines(GOOD, b"", line)
     with pytest.raises(DataError) as failed:
-        list(read_rows([path], config()))
+        list(read_rows(at(path), config()))
     assert failed.value.message.startswith("train.jsonl line 3: ")
     assert message in failed.value.message
     assert hint in failed.value.hint
@@ -173,7 +157,7 @@ def test_a_bad_line_says_what_was_found_and_what_was_expected(
 
 def test_a_list_over_many_lines_is_to_be_named_json(write_lines: WriteLines):
     with pytest.raises(DataError, match="line 1: expected a JSON object") as failed:
-        check_sources([write_lines(b"[", b' {"messages": []}', b"]")], config())
+        check_sources(at(write_lines(b"[", b' {"messages": []}', b"]")), config())
     assert "name the file .json" in failed.value.hint
 
 
@@ -193,35 +177,125 @@ def test_a_wrong_column_is_named(
     format_name: str, row: dict[str, object], message: str, write_lines: WriteLines
 ):
     with pytest.raises(DataError) as failed:
-        check_sources([write_lines(row)], config(format=format_name))
+        check_sources(at(write_lines(row)), config(format=format_name))
     assert f"train.jsonl line 1: {message}" in failed.value.message
 
 
 def test_the_check_reads_the_first_rows_of_each_file(write_lines: WriteLines):
     paths = [write_lines(GOOD), write_lines(GOOD, {"text": "a"}, name="other.jsonl")]
-    assert len(check_sources(paths[:1], config())) == 1
+    assert len(check_sources(at(*paths[:1]), config())) == 1
     with pytest.raises(DataError, match=r"other.jsonl line 2: no 'messages' \(found: text\)"):
-        check_sources(paths, config())
+        check_sources(at(*paths), config())
 
 
 def test_where_bad_rows_are_dropped_the_check_wants_one_good_row(write_lines: WriteLines):
     drop = config(on_bad_row="drop")
-    assert check_sources([write_lines(b"no", GOOD)], drop)
+    assert check_sources(at(write_lines(b"no", GOOD)), drop)
     with pytest.raises(DataError, match="line 1: invalid JSON"):
-        check_sources([write_lines(b"no", b"no")], drop)
-    assert list(read_rows([write_lines(b"no", GOOD, {})], drop)) == [GOOD]
+        check_sources(at(write_lines(b"no", b"no")), drop)
+    assert [row for row, _ in read_rows(at(write_lines(b"no", GOOD, {})), drop)] == [GOOD]
 
 
 def test_a_file_without_rows_is_an_error(write_lines: WriteLines):
     with pytest.raises(DataError, match="no rows in it"):
-        check_sources([write_lines(b"", b"  ")], config())
+        check_sources(at(write_lines(b"", b"  ")), config())
+
+
+def test_each_source_has_its_own_form(write_lines: WriteLines):
+    sources = at(write_lines(GOOD)) + at(write_lines({"text": "a"}, name="b.jsonl"), format=None)
+    forms = check_sources(sources, config(format="auto"))
+    assert [form.format for form in forms] == ["messages", "text"]
+    rows = list(read_rows(sources, config(format="auto")))
+    assert [(row, form.format) for row, form in rows] == [
+        *((GOOD, "messages"), ({"text": "a"}, "text")),
+    ]
+
+
+def test_a_bad_row_behind_the_first_range_is_named_by_its_line_in_the_file(
+    write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ftray.data.sources.plan_ranges", lambda files: plan_ranges(files, 1000))
+    path = write_lines(*[GOOD] * 60, b"", {}, GOOD)
+    with pytest.raises(DataError, match=r"train.jsonl line 62: no 'messages'"):
+        list(read_rows(at(path), config()))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of two splits that was saved to disk."""
+    folder = tmp_path_factory.mktemp("saved")
+    datasets.disable_progress_bars()
+    train = datasets.Dataset.from_dict({"text": [f"row {n}" for n in range(5)]})
+    whole = datasets.DatasetDict({"train": train, "test": train.select([0])})
+    whole.save_to_disk(folder, num_shards={"train": 2, "test": 1})
+    return folder
+
+
+@pytest.mark.parametrize("key", ["path", "hub"])
+def test_a_dataset_saved_to_disk_is_read_in_its_own_order(key: str, saved: Path):
+    source = SourceConfig.model_validate({key: str(saved)})
+    files = find_files([source])
+    assert [file.kind for file in files] == ["arrow", "arrow"]
+    assert values(files) == [{"text": f"row {n}"} for n in range(5)]
+    assert values(find_files([source.model_copy(update={"split": "test"})])) == [{"text": "row 0"}]
+    assert values(find_files(at(saved / "test"))) == [{"text": "row 0"}]
+    with pytest.raises(DataError, match="there is no split 'tset'") as failed:
+        find_files([source.model_copy(update={"split": "tset"})])
+    assert failed.value.hint == "did you mean 'test'?"
+
+
+CARD = """---
+configs:
+- {config_name: en, data_files: [{split: train, path: en/*.jsonl}, {split: test, path: en.csv}]}
+- {config_name: fr, data_files: fr/*.jsonl.gz}
+- {config_name: inner, data_files: [{split: train, path: x.json}], field: data}
+---
+"""
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path) -> Path:
+    """A folder laid out like a repository of the hub, with a card that names subsets."""
+    (tmp_path / "en").mkdir()
+    (tmp_path / "README.md").write_text(CARD.replace("en.csv", "en/test.json"))
+    (tmp_path / "x.json").write_text('{"data": [{"text": "a"}]}')
+    (tmp_path / "en/a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "en/test.json").write_text('[{"text": "t"}]')
+    (tmp_path / "fr").mkdir()
+    (tmp_path / "fr/b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "b"}\n'))
+    return tmp_path
+
+
+def test_a_hub_dataset_is_read_by_subset_and_split(hub_folder: Path):
+    def read(**settings: str) -> list[dict[str, object]]:
+        return values(find_files([SourceConfig(hub=str(hub_folder), **settings)]))
+
+    assert read(subset="en") == [{"text": "a"}]
+    assert read(subset="en", split="test") == [{"text": "t"}]
+    assert read(subset="fr") == [{"text": "b"}]
 
 
 @pytest.mark.parametrize(
-    ("name", "data"),
-    [("a.json", b"[1,"), ("a.parquet", b"no parquet"), ("a.csv", b"q,a,q\n1,2,3\n")],
+    ("settings", "message", "hint"),
+    [
+        ({}, "it has several subsets", "set subset: en | fr | inner"),
+        ({"subset": "eng"}, "there is no subset 'eng'", "did you mean 'en'?"),
+        ({"subset": "fr", "split": "test"}, "there is no split 'test'", "expected one of: train"),
+        ({"subset": "inner"}, "its card sets field='data', which ftray does not support", "JSONL"),
+        ({"hub": "someone/unknown"}, "someone/unknown: Couldn't reach", "name a folder"),
+        ({"hub": "/nowhere/at/all"}, "/nowhere/at/all: Couldn't find any data file", ""),
+    ],
 )
-def test_a_file_that_is_not_its_kind_is_an_error(name: str, data: bytes, tmp_path: Path):
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(DataError, match=name):
-        check_sources([str(tmp_path / name)], config())
+def test_what_a_hub_dataset_lacks_is_named(
+    settings: dict[str, str], message: str, hint: str, hub_folder: Path
+):
+    with pytest.raises(DataError) as failed:
+        find_files([SourceConfig.model_validate({"hub": str(hub_folder), **settings})])
+    assert message in failed.value.message
+    assert hint in failed.value.hint
+
+
+def test_a_dataset_of_images_is_refused_by_its_kind(tmp_path: Path):
+    (tmp_path / "cat.png").write_bytes(b"x")
+    with pytest.raises(DataError, match="a dataset of the kind 'imagefolder'"):
+        find_files([SourceConfig(hub=str(tmp_path))])

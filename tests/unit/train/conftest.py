@@ -10,15 +10,19 @@ import torch
 
 from ftray.config.base import apply, validated
 from ftray.config.run import RunConfig
-from ftray.data.batches import MemoryRows
 from ftray.data.chat import Tokens
+from ftray.data.memory import MemoryRows
+from ftray.data.samples import Sample
 from ftray.train.optim import build_optimizer
 from ftray.train.parallel import Place
 from ftray.train.step import StepResult, micro_batch, train_step
 from ftray.train.trainee import Trainee, build_trainee, random_state
 
 PLACE = Place(0, 1, torch.device("cpu"))
-ROWS = MemoryRows([Tokens([5 + i, 40, 41 + i, 42, 9] * 3, [False] + [True] * 14) for i in range(4)])
+ROWS = MemoryRows(
+    [Tokens([5 + i, 40, 41 + i, 42, 9] * 3, bytes([0, *[1] * 14])) for i in range(4)]
+)
+WHOLE = [Sample(key, 0, 15, 0) for key in range(4)]
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Learner:
     def step(self, step: int) -> StepResult:
         """One optimizer step over the same four rows, in two micro-batches."""
         train = self.config.train
-        work = [micro_batch(ROWS, [[0, 1], [2], [3]], some, 64) for some in ([0, 1], [2])]
+        packs = [WHOLE[:2], WHOLE[2:3], WHOLE[3:]]
+        work = [micro_batch(ROWS, packs, some) for some in ([0, 1], [2])]
         random_state(train.seed, step, PLACE.rank)
         result = train_step(self.trainee, work, PLACE, train, step)
         self.optimizer.step()

@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ftray.config.run import DataConfig, ModelConfig
+from ftray.config.data import DataConfig
+from ftray.config.run import ModelConfig
 from ftray.data.chat import Renderer
+from ftray.data.examples import Form
 from ftray.errors import ConfigError, DataError
 from ftray.model.base import load_base, load_tokenizer
 from ftray.model.lora import Routing
@@ -19,7 +21,9 @@ from ftray.train.tuned import evaluate
 
 CPU = torch.device("cpu")
 CHAT = DataConfig(train="unused.jsonl", format="prompt_completion", max_length=128)
-ROWS = [{"prompt": f"say {word}", "completion": word} for word in ("a", "bb", "ccc")]
+FORM = Form("prompt_completion", {})
+TEXT = Form("text", {})
+ROWS = [({"prompt": f"say {word}", "completion": word}, FORM) for word in ("a", "bb", "ccc")]
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +38,18 @@ def tokenizer(tiny_folder: Path) -> PreTrainedTokenizerBase:
 
 
 @torch.no_grad()
-def losses_by_hand(model: LanguageModel, ids: list[int], trained: list[bool]) -> list[float]:
+def losses_by_hand(model: LanguageModel, ids: list[int], trained: bytes) -> list[float]:
     """Each learned token's loss, from the plain logits of its row alone."""
-    logits = model.model(torch.tensor([ids]), use_cache=False).logits[0].double()
-    of_tokens = -logits[:-1].log_softmax(-1)[range(len(ids) - 1), ids[1:]]
-    return of_tokens[torch.tensor(trained[1:])].tolist()
+    logits = model.model(torch.tensor([list(ids)]), use_cache=False).logits[0].double()
+    of_tokens = -logits[:-1].log_softmax(-1)[range(len(ids) - 1), list(ids[1:])]
+    return of_tokens[torch.tensor(list(trained[1:]), dtype=torch.bool)].tolist()
 
 
 @pytest.mark.parametrize("data", [CHAT, CHAT.model_copy(update={"chat_template": "none"})])
 def test_loss_and_perplexity_are_means_over_all_learned_tokens(
     data: DataConfig, model: LanguageModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    rendered = [Renderer(tokenizer, data).render(row) for row in ROWS]
+    rendered = [one for row in ROWS for one in Renderer(tokenizer, data).render(*row)]
     expected = [loss for row in rendered for loss in losses_by_hand(model, row.ids, row.trained)]
     found = measure(model, tokenizer, ROWS, data)
     assert (found.examples, found.label_tokens) == (3, len(expected))
@@ -59,9 +63,9 @@ def test_answers_are_greedy_and_in_the_order_of_the_rows(
     rows = [ROWS[2], ROWS[0], ROWS[1]]  # answered by length of the prompt
     found = measure(model, tokenizer, rows, CHAT)
     assert [answer.expected for answer in found.answers] == ["ccc", "a", "bb"]
-    for row, answer in zip(rows, found.answers, strict=True):
+    for (row, form), answer in zip(rows, found.answers, strict=True):
         renderer = Renderer(tokenizer, CHAT)
-        prompt = renderer.render_prompt(row).ids
+        prompt = renderer.render_prompt(row, form).ids
         [alone] = model.generate([prompt], len(row["completion"]) + 8, renderer.stop_ids)
         said = str(tokenizer.decode(alone))
         assert said.startswith(answer.found) or answer.found.startswith(said)
@@ -78,7 +82,7 @@ def test_plain_text_has_a_loss_and_no_answers(
     model: LanguageModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     data = DataConfig(train="unused.txt", format="text", max_length=128)
-    found = measure(model, tokenizer, [{"text": "one two three"}], data)
+    found = measure(model, tokenizer, [({"text": "one two three"}, TEXT)], data)
     assert found.loss > 0
     assert (found.answers, found.exact_match) == ((), None)
 

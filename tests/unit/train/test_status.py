@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ftray import runs
-from ftray.config.run import DataConfig, RunConfig, TrainConfig
+from ftray.config.data import DataConfig
+from ftray.config.run import RunConfig, TrainConfig
 from ftray.runs import Run
 from ftray.train import status
 from ftray.train.status import status_kept

@@ -1,0 +1,39 @@
+"""What a report on data looks like in a terminal."""
+
+import pytest
+from rich.console import Console
+
+from ftray import screen
+from ftray.config.data import DataConfig
+from ftray.config.run import TrainConfig
+from ftray.data.chat import Tokens
+from ftray.data.memory import MemoryRows
+from ftray.data.report.quality import BadRow, BadRows, RowSet, measure
+from ftray.data.report.verdict import judge
+from ftray.train.examine import Examined
+
+
+@pytest.fixture
+def found() -> Examined:
+    """A report on 60 rows of several lengths, two of them equal, and one bad row."""
+    rows = [Tokens(list(range(n, 2 * n)), bytes(2) + b"\x01" * (n - 2)) for n in range(10, 70)]
+    table = MemoryRows([*rows, rows[0]])
+    bad = BadRows([1], {"not JSON": 1}, [BadRow("train.jsonl line 7", "not JSON", "")])
+    train = RowSet(table.columns, table, ["train.jsonl"], bad)
+    evals = RowSet(table.columns.at(slice(5)), table, ["eval.jsonl"], BadRows([0]))
+    data = DataConfig(train="x", max_length=64, limits={"overlap": 0.1})
+    quality = measure(train, evals, data, TrainConfig(epochs=1), str)
+    return Examined("demo", quality, judge(quality, data), "tokens/1/report.html")
+
+
+def test_a_report_fits_one_screen_and_ends_with_the_verdict(found: Examined):
+    console = Console(width=80, record=True, markup=False, highlight=False)
+    with console.capture() as shown:
+        console.print(screen.data_report(found))
+    lines = shown.get().splitlines()
+    assert len(lines) <= 24
+    said = "\n".join(lines)
+    for words in ("train", "eval", "█", "5 of 5 prompts", "bad: not JSON", "64"):
+        assert words in said
+    assert said.index("note: ") < said.index("refuse") < said.index("data.limits.overlap: 100.00%")
+    assert lines[-1] == "page: tokens/1/report.html"
