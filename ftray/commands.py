@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ftray.train.fit import RunResult
     from ftray.train.plan import Plan
     from ftray.train.quickstart import QuickstartResult
+    from ftray.train.usage import SourceUse
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class RunDetails:
     last: "Metrics | None"
     last_eval: "Metrics | None"
     checkpoints: list["CheckpointRecord"]
+    sources: list["SourceUse"]
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ def show_run(name: str, *, storage: str | None = None) -> RunDetails:
     """Return what is known of one run."""
     from ftray import runs
     from ftray.storage import storage_root
+    from ftray.train.usage import read_usage
 
     run = runs.Run(storage_root(storage), name)
     status, config, lines = runs.read_status(run), runs.read_config(run), runs.read_metrics(run)
@@ -171,7 +174,8 @@ def show_run(name: str, *, storage: str | None = None) -> RunDetails:
     evals = [line for line in lines if "eval_loss" in line]
     last, last_eval = (found[-1] if found else None for found in (steps, evals))
     tree = config.model_dump(mode="json")
-    return RunDetails(name, run.folder, status, tree, last, last_eval, runs.checkpoints(run))
+    saved, used = runs.checkpoints(run), read_usage(run)
+    return RunDetails(name, run.folder, status, tree, last, last_eval, saved, used)
 
 
 def delete_run(name: str, *, force: bool = False, storage: str | None = None) -> Done:

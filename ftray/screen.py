@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ftray.train.fit import RunResult
     from ftray.train.plan import Plan
     from ftray.train.quickstart import QuickstartResult
+    from ftray.train.usage import SourceUse
 
 
 def plan(found: "Plan") -> RenderableType:
@@ -36,7 +37,7 @@ def run_result(found: "RunResult") -> RenderableType:
     """The result of a training run, and what can be done with it."""
     ref = found.adapter.ref
     commands = _next([f"ftray adapters show {ref}", f"ftray eval {ref} DATA"])
-    return Group(_run_facts(found), "", commands)
+    return Group(_run_facts(found), *_sources(found.sources), "", commands)
 
 
 def quickstart(found: "QuickstartResult") -> RenderableType:
@@ -134,7 +135,7 @@ def run(found: "RunDetails") -> RenderableType:
             best = "best" if saved.best else ""
             table.add_row(f"step {saved.step}", str(saved.attempt), str(saved.world_size), best)
         parts += ["", table]
-    return Group(*parts)
+    return Group(*parts, *_sources(found.sources))
 
 
 def adapters(found: Sequence["AdapterVersions"]) -> RenderableType:
@@ -263,6 +264,18 @@ def _run_facts(found: "RunResult") -> RenderableType:
             "adapter": found.adapter.ref,
         }
     )
+
+
+def _sources(found: Sequence["SourceUse"]) -> list[RenderableType]:
+    """What each source of a mixture has given, if there are several."""
+    if not found:
+        return []
+    table = _table("source", "rows", "an epoch", "tokens planned", "seen")
+    for use in found:
+        planned = (use.rows, use.rows_an_epoch, use.tokens_planned)
+        cells = ("–" if number is None else f"{number:,}" for number in planned)
+        table.add_row(use.name, *cells, f"{use.tokens_seen:,}")
+    return ["", table]
 
 
 def _short(text: str) -> Text:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from ftray import answers
 from ftray.answers import Answer
 from ftray.commands import presets
+from ftray.config.data import DataConfig, SourceConfig
+from ftray.config.describe import described
 
 
 def add_verbs(parser: ArgumentParser) -> None:
@@ -64,7 +66,14 @@ def _add_run_verbs(top: "Verbs[ArgumentParser]") -> None:
 
 
 def _add_data_verbs(top: "Verbs[ArgumentParser]") -> None:
-    verbs = _group(top, "data", "look at data as the model will")
+    settings = [
+        "settings of the run file, and on the command line:",
+        described(DataConfig, "data"),
+        "",
+        "settings of one source, where data.train or data.eval has several:",
+        described(SourceConfig, "data.train"),
+    ]
+    verbs = _group(top, "data", "look at data as the model will", "\n".join(settings))
     verb = _verb(
         verbs,
         "preview",
@@ -194,9 +203,17 @@ def _add_adapter_uses(top: "Verbs[ArgumentParser]") -> None:
     _add_storage(verb)
 
 
-def _group(top: "Verbs[ArgumentParser]", name: str, summary: str) -> "Verbs[ArgumentParser]":
-    description = f"{summary[0].upper()}{summary[1:]}."
-    group = top.add_parser(name, help=summary, description=description, allow_abbrev=False)
+def _group(
+    top: "Verbs[ArgumentParser]", name: str, summary: str, epilog: str = ""
+) -> "Verbs[ArgumentParser]":
+    group = top.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     return group.add_subparsers(metavar="COMMAND", title="commands", required=True)
 
 

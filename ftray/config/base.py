@@ -21,7 +21,7 @@ from ftray.errors import ConfigError
 class Config(BaseModel):
     """A frozen section of the config tree that rejects the keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @model_validator(mode="wrap")
     @classmethod

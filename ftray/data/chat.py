@@ -22,7 +22,6 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -31,7 +30,9 @@ from ftray.data.encoder import build_encoder
 from ftray.data.examples import Completion, Form, Text, parse_example
 from ftray.data.messages import Conversation
 from ftray.data.parsing import Values
-from ftray.data.template import ChatTemplate, RenderedChat
+from ftray.data.rendered import RenderedChat
+from ftray.data.template import ChatTemplate
+from ftray.data.template_source import load_template
 from ftray.data.tokenizer import Encoded, bare_backend, eos_id, start_ids
 from ftray.errors import DataError
 
@@ -175,7 +176,7 @@ class Renderer:
         """
         self._template = ChatTemplate("", {})
         try:
-            self._template = _chat_template(tokenizer, self._data)
+            self._template = load_template(tokenizer, self._data)
             return self._end_of_a_turn() if self._template.source else []
         except DataError as error:
             sources = [*sources_of(self._data.train), *sources_of(self._data.eval)]
@@ -228,36 +229,3 @@ def _label(chat: Encoded) -> Tokens:
     if 1 not in trained:
         raise DataError("nothing in the row is learned", "check the template's generation tags")
     return Tokens(chat.ids, bytes(trained))
-
-
-def _chat_template(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> ChatTemplate:
-    """Return the configured template, an empty one where rows are raw text."""
-    special_tokens = dict(tokenizer.special_tokens_map)
-    hides = data.reasoning == "mask"
-    match data.chat_template:
-        case "none":
-            return ChatTemplate("", {})
-        case "model":
-            return ChatTemplate(_own_template(tokenizer), special_tokens, hides_reasoning=hides)
-        case path:
-            return ChatTemplate(_read_template(path), special_tokens, hides_reasoning=hides)
-
-
-def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    try:
-        return str(tokenizer.get_chat_template())
-    except ValueError:
-        raise DataError(
-            f"{tokenizer.name_or_path}: the tokenizer has no chat template",
-            "data.chat_template=PATH of a jinja template, or data.chat_template=none for raw text",
-        ) from None
-
-
-def _read_template(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        hint = "data.chat_template is 'model', 'none' or the path of a jinja template"
-        raise DataError(f"{path}: {error.strerror}", hint) from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not UTF-8 text") from None

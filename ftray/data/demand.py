@@ -94,9 +94,18 @@ class Follower:
 
 def tell(path: str, error: Exception) -> None:
     """Leave the error that ended the making of shards, for who waits for them."""
-    known = error if isinstance(error, FtrayError) else FtrayError(str(error))
+    bug = DataError(
+        f"making token shards failed: {type(error).__name__}: {_last_line(error)}",
+        "this is a mistake in ftray: the driver's log has the traceback",
+    )
+    known = error if isinstance(error, FtrayError) else bug
     message, hint = known.message, known.hint
     storage.write(path, json.dumps({"message": message, "hint": hint}).encode())
+
+
+def _last_line(error: Exception) -> str:
+    """Of an error out of a task that is the error itself, below its traceback."""
+    return (str(error).strip().splitlines() or [""])[-1]
 
 
 def raise_told(path: str) -> None:

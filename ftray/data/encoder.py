@@ -11,7 +11,7 @@ from typing import Protocol
 from tokenizers import Tokenizer
 
 from ftray.data.offsets import OffsetEncoder
-from ftray.data.template import RenderedChat, Turn
+from ftray.data.rendered import RenderedChat, Turn
 from ftray.data.tokenizer import Encoded, EncodedTurn
 from ftray.data.words import Words, is_splittable
 

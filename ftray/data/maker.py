@@ -11,7 +11,7 @@ from ftray.data.follow import follow, sweep
 from ftray.data.manifest import find_token_set, published_ranges
 from ftray.data.pipeline import Job, complete, made_on_cluster
 from ftray.data.stream import shares
-from ftray.errors import FtrayError, first_line
+from ftray.errors import FtrayError
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +59,9 @@ class Making:
             work()
         except Exception as error:  # a thread's edge: the workers raise it
             if not self._stopped.is_set():
-                known = isinstance(error, FtrayError)
-                logger.debug("making token shards failed", exc_info=not known)
-                tell(self._signals.error, error if known else RuntimeError(first_line(error)))
+                if not isinstance(error, FtrayError):
+                    logger.exception("making token shards failed")
+                tell(self._signals.error, error)
 
 
 def _make_all(job: Job, order: Sequence[Range], tasks: int, stopped: Event) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tokenizers import Encoding, Tokenizer
 
-from ftray.data.template import RenderedChat, Turn
+from ftray.data.rendered import RenderedChat, Turn
 from ftray.data.tokenizer import Encoded, EncodedTurn
 
 

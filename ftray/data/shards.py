@@ -104,7 +104,7 @@ class Shards:
         find = partial(find_shard, self._folder, number, part)
         found = self._when_there(find, number, part)
         if found is None:
-            raise _damaged(self._path(number, part))
+            raise DataError(f"{self._path(number, part)}: there is no such token shard (yet)")
         return found
 
     def columns(self, shard: ShardRecord) -> Columns:

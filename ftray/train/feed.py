@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,13 +22,13 @@ from ftray.data.maker import Making
 from ftray.data.manifest import TokenSet, publish_plan
 from ftray.data.pipeline import Job, make_all, plan_tokens
 from ftray.data.rows import Rows
-from ftray.data.samples import Overflow
+from ftray.data.samples import Overflow, Samples
 from ftray.data.selection import eval_samples, training_samples
 from ftray.data.stream import StreamBatches
 from ftray.errors import ClusterError, DataError
 from ftray.model.base import local_cache
 from ftray.runs import Run
-from ftray.train.usage import SourceUse, planned, write_plan
+from ftray.train.usage import SourceUse, metric_of, write_plan
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,15 @@ class Intake:
         """Say that a restart would begin at a step: what came before is not needed any more."""
         if self._demand is not None and isinstance(self.batches, StreamBatches):
             self._demand.needs_from(self.batches.window_of(step).first)
+
+    def tokens_by_source(self, packs: Sequence[Pack]) -> dict[str, int]:
+        """Count a global batch's tokens by source, as metrics; of a single source nothing."""
+        if self.sources == 1:
+            return {}
+        counts = {metric_of(number): 0 for number in range(self.sources)}
+        for sample in (sample for pack in packs for sample in pack):
+            counts[metric_of(sample.source)] += sample.length
+        return counts
 
     def evals(self) -> "Evals | None":
         """Return the eval set, None where there is none."""
@@ -131,8 +140,18 @@ def plan_batches(config: RunConfig, run: Run, feed: Feed) -> tuple[int, str]:
     columns = rows.columns
     tokens, trained = int(columns.length.sum()), int(columns.labels.sum())
     batches = EpochBatches(samples, config.data, config.train)
-    write_plan(run, planned(names, samples, batches))
+    write_plan(run, _planned(samples, batches, names))
     return batches.total_steps, f"{len(columns)} rows, {tokens} tokens ({trained} trained)"
+
+
+def _planned(samples: Samples, batches: EpochBatches, names: Sequence[str]) -> list[SourceUse]:
+    """Say what each source gives over a whole run: its share of each epoch, as far as it goes."""
+    uses = []
+    for number, (name, count) in enumerate(zip(names, batches.rows_an_epoch, strict=True)):
+        lengths = samples.length[samples.source == number]
+        mean = float(lengths.mean()) if len(lengths) else 0.0
+        uses.append(SourceUse(name, len(lengths), count, round(mean * count * batches.epochs)))
+    return uses
 
 
 def why_awaited(config: RunConfig, job: Job) -> str:

@@ -31,6 +31,7 @@ from ftray.train.plot import loss_curve
 from ftray.train.progress import watched
 from ftray.train.publish import publish_run
 from ftray.train.status import status_kept
+from ftray.train.usage import SourceUse, read_usage
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class RunResult:
     tokens: int
     seconds: float
     plot: str  # where the loss curve is
+    sources: list[SourceUse]
 
 
 def fit(
@@ -91,6 +93,7 @@ def fit(
         tokens=sum(line["tokens"] for line in steps),
         seconds=time.monotonic() - began,
         plot=plot,
+        sources=read_usage(run),
     )
 
 

@@ -25,7 +25,6 @@ from ftray.train.optim import build_optimizer, learning_rate, set_learning_rate
 from ftray.train.parallel import Place
 from ftray.train.step import micro_batch, share, train_step
 from ftray.train.trainee import Trainee, build_trainee, random_state
-from ftray.train.usage import tokens_by_source
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +148,7 @@ def _one_step(training: _Training, step: int) -> dict[str, int | float | None]:
         "tokens": result.counts.tokens,
         "label_tokens": result.counts.label_tokens,
         "samples": result.counts.samples,
-        **tokens_by_source(packs, intake.sources),
+        **intake.tokens_by_source(packs),
         "tokens_per_second": result.counts.tokens / taken,
         "mfu": training.speed.mfu(result.counts.tokens / taken / place.world_size),
         "data_wait_seconds": waited,

@@ -140,10 +140,10 @@ _TOKENIZE = {"batched": _batched, "trl": _trl}
 
 
 def _encode(messages: list[Any], tokenizer: PreTrainedTokenizerBase) -> Columns:
-    encoded: Columns = tokenizer.apply_chat_template(
+    encoded: Any = tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    return encoded
+    return dict(encoded)
 
 
 _counts: dict[str, list[int]] = {}

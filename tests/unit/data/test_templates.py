@@ -1,6 +1,8 @@
 """Whatever a template does: each learned turn stands behind the ids that it is prompted with."""
 
 import json
+import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,112 +14,14 @@ from ftray.data.chat import Renderer, Tokens
 from ftray.data.examples import Form
 from ftray.errors import DataError
 
-CHATML = """
-{%- for message in messages %}
-{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
-
-# As Qwen 3: only the answers after the last question keep their reasoning, the last in any case.
-THINKING = """
-{%- set last = namespace(question=-1) %}
-{%- for message in messages if message.role == 'user' %}
-    {%- set last.question = messages.index(message) %}
-{%- endfor %}
-{%- if tools %}{{ '<|im_start|>system\nTools: ' + tools | tojson + '<|im_end|>\n' }}{% endif %}
-{%- for message in messages %}
-    {%- set content = message.content %}
-    {%- if message.role == 'assistant' %}
-        {%- set thought = message.reasoning_content or '' %}
-        {%- if not thought and '</think>' in content %}
-            {%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}
-            {%- set content = content.split('</think>')[-1].lstrip('\n') %}
-        {%- endif %}
-        {{- '<|im_start|>assistant\n' }}
-        {%- if loop.index0 > last.question and (loop.last or thought) %}
-            {{- '<think>\n' + thought + '\n</think>\n\n' }}
-        {%- endif %}
-        {{- content }}
-        {%- for call in message.tool_calls or [] %}
-            {{- '<call>{"name": "' + call.function.name + '", "arguments": ' }}
-            {{- call.function.arguments | tojson + '}</call>' }}
-        {%- endfor %}
-        {{- '<|im_end|>\n' }}
-    {%- elif message.role == 'tool' %}
-        {{- '<|im_start|>user\n<response>' + content + '</response><|im_end|>\n' }}
-    {%- else %}
-        {{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
-
-# As Llama 3.1: a date, trimmed contents, blank lines before an answer, one call at a time.
-DATED = """
-{{- bos_token + '<|header|>system<|end|>\n\nToday: ' + strftime_now('%d %b %Y') + '\n\n' }}
-{%- if messages[0].role == 'system' %}
-    {{- messages[0].content | trim }}
-    {%- set messages = messages[1:] %}
-{%- endif %}
-{{- '<|eot|>' }}
-{%- for tool in tools or [] %}{{ tool | tojson(indent=4) + '\n\n' }}{% endfor %}
-{%- for message in messages %}
-    {%- if message.tool_calls %}
-        {%- if message.tool_calls | length != 1 %}{{ raise_exception('one at a time') }}{% endif %}
-        {%- set call = message.tool_calls[0].function %}
-        {{- '<|header|>assistant<|end|>\n\n{"name": "' + call.name + '", "parameters": ' }}
-        {{- call.arguments | tojson + '}<|eot|>' }}
-    {%- else %}
-        {{- '<|header|>' + message.role + '<|end|>\n\n' + message.content | trim + '<|eot|>' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|header|>assistant<|end|>\n\n' }}{% endif %}"""
-
-# As Gemma: no system, strict alternation, another name for the assistant.
-ALTERNATING = """
-{{- bos_token }}
-{%- for message in messages %}
-    {%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}
-        {{- raise_exception('Conversation roles must alternate') }}
-    {%- endif %}
-    {%- set role = 'model' if message.role == 'assistant' else message.role %}
-    {{- '<start_of_turn>' + role + '\n' + message.content | trim + '<end_of_turn>\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""
-
-# As Mistral: the system message inside of the last question, no header before an answer.
-BRACKETS = """
-{{- bos_token }}
-{%- set system = '' %}
-{%- if messages[0].role == 'system' %}
-    {%- set system = messages[0].content + '\n\n' %}
-    {%- set messages = messages[1:] %}
-{%- endif %}
-{%- for message in messages %}
-    {%- if (message.role == 'user') != (loop.index0 % 2 == 0) %}
-        {{- raise_exception('Conversation roles must alternate') }}
-    {%- endif %}
-    {%- if message.role == 'user' %}
-        {%- set last = loop.last or loop.index0 == messages | length - 2 %}
-        {{- '[INST] ' + (system if last else '') + message.content + ' [/INST]' }}
-    {%- else %}
-        {{- ' ' + message.content + eos_token }}
-    {%- endif %}
-{%- endfor %}"""
-
-# As Qwen 3.5: the prompt already opens the reasoning; without any, blank lines meet there.
-OPENED = THINKING.replace(
-    "{{ '<|im_start|>assistant\n' }}{% endif %}",
-    "{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}",
-)
-
 TEMPLATES = {
-    "chatml": CHATML,
-    "thinking": THINKING,
-    "dated": DATED,
-    "alternating": ALTERNATING,
-    "brackets": BRACKETS,
-    "opened": OPENED,
+    path.stem: path.read_text() for path in Path(__file__).parent.glob("templates/*.jinja")
 }
+# As Qwen 3.5: the prompt already opens the reasoning; without any, blank lines meet there.
+TEMPLATES["opened"] = TEMPLATES["thinking"].replace(
+    "assistant\\n' }}{% endif %}", "assistant\\n<think>\\n' }}{% endif %}"
+)
+CHATML, THINKING, OPENED = (TEMPLATES[name] for name in ("chatml", "thinking", "opened"))
 SPECIAL = [
     *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|header|>", "<|end|>", "<|eot|>"),
     *("<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<think>", "</think>"),
@@ -193,7 +97,7 @@ CHATS = {
 
 @pytest.mark.parametrize("splits", [True, False])
 @pytest.mark.parametrize("chat", CHATS)
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_each_learned_turn_follows_the_ids_of_its_prompt(name: str, chat: str, splits: bool):
     tokenizer, messages = build(TEMPLATES[name], splits=splits), CHATS[chat]
     rows = render(Renderer(tokenizer, config()), *messages)
@@ -234,7 +138,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, Any]
 
 
 @pytest.mark.parametrize("chat", CHATS)
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_cutting_at_blanks_and_offsets_give_the_same_rows(name: str, chat: str):
     tokenizer = build(TEMPLATES[name])
     fast = render(Renderer(tokenizer, config()), *CHATS[chat])
@@ -246,6 +150,56 @@ def test_cutting_at_blanks_and_offsets_give_the_same_rows(name: str, chat: str):
 
 
 _NEUTRAL = pre_tokenizers.Split("\0never\0", "isolated")  # makes the tokenizer one of no known kind
+
+
+@pytest.mark.parametrize("splits", [True, False])
+def test_random_chats_have_the_rows_of_the_rule_written_out(splits: bool):
+    """The rule by transformers alone: a turn shares the text if its prompt's ids begin it."""
+    tokenizer, chance = build(CHATML, splits=splits), random.Random(1)
+    chats = [random_chat(chance) for _ in range(300)]
+    rendered = Renderer(tokenizer, config()).render_batch(
+        [{"messages": chat} for chat in chats], Form("messages", {})
+    )
+    for chat, rows in zip(chats, rendered, strict=True):
+        assert not isinstance(rows, DataError)
+        assert [(row.ids.tolist(), list(row.trained)) for row in rows] == by_rule(tokenizer, chat)
+
+
+_PARTS = [
+    *("what", " is", "two ", "naïve", "四", "😀", "e\u0301", "it's", "12", "."),
+    *(" ", "  ", "\n", "\n\n", "\t", "\xa0", "\r\n", "\x1c"),
+]
+
+
+def random_chat(chance: random.Random) -> list[dict[str, Any]]:
+    def text() -> str:
+        return "".join(chance.choices(_PARTS, k=chance.randint(1, 8))) + chance.choice(
+            ["so", "\nso\n"]
+        )
+
+    turns = [(user(text()), assistant(text())) for _ in range(chance.randint(1, 3))]
+    return [message for turn in turns for message in turn]
+
+
+def by_rule(
+    tokenizer: PreTrainedTokenizerFast, chat: list[dict[str, Any]]
+) -> list[tuple[list[int], list[int]]]:
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    whole = tokenizer.apply_chat_template(chat, return_dict=False)
+    learned, rows = [0] * len(whole), []
+    shared_at = None
+    for index in range(1, len(chat), 2):
+        prompt = prompt_ids(tokenizer, chat[:index])
+        if whole[: len(prompt)] == prompt:
+            stop = whole.index(end, len(prompt)) + 1
+            learned[len(prompt) : stop] = [1] * (stop - len(prompt))
+            shared_at = len(rows) if shared_at is None else shared_at
+        else:
+            answer = tokenizer(f"{chat[index]['content']}<|im_end|>")["input_ids"]
+            rows.append((prompt + answer, [0] * len(prompt) + [1] * len(answer)))
+    if shared_at is not None:
+        rows.insert(shared_at, (whole, learned))
+    return rows
 
 
 def test_an_answer_whose_reasoning_is_dropped_later_is_learned_in_its_own_context():
@@ -355,7 +309,7 @@ def test_reasoning_that_the_template_leaves_out_is_never_lost_silently(reasoning
 
 
 def test_a_template_that_does_not_write_what_it_prompts_for_is_refused():
-    template = CHATML.replace("assistant\n'", "assistant\n<think>'")
+    template = CHATML.replace("assistant\\n'", "assistant\\n<think>'")
     with pytest.raises(DataError, match=r"does not write what it prompts for \(message 2\)"):
         renderer(template)
 
