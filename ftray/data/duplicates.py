@@ -15,8 +15,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ftray.data.columns import Columns, Digests, Flags, Longs
-from ftray.data.samples import TokenRows
 from ftray.data.signatures import (
     PERMUTATIONS,
     Signatures,
@@ -24,6 +22,7 @@ from ftray.data.signatures import (
     common_ngrams,
     sign,
 )
+from ftray.data.tokens.columns import Columns, Digests, Flags, Longs, TokenRows
 
 LIKENESS = 0.8
 

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from ftray.config.data import DataConfig, LimitsConfig
-from ftray.data.columns import Columns, Flags
 from ftray.data.duplicates import exact, near, overlap
-from ftray.data.samples import TokenRows
+from ftray.data.tokens.columns import Columns, Flags, TokenRows
 from ftray.errors import DataError
 
 LEAST = "label_share"

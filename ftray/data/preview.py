@@ -6,11 +6,11 @@ from itertools import islice
 from pathlib import Path
 
 from ftray.config.data import DataConfig, SourceConfig
-from ftray.data.chat import Piece, Renderer, Tokens
-from ftray.data.examples import Form
-from ftray.data.files import SourceFile, find_files, place, plan_ranges, row_error
-from ftray.data.readers import BadRow, RangeReader
-from ftray.data.renderer import load_renderer
+from ftray.data.reading.files import SourceFile, find_files, place, plan_ranges, row_error
+from ftray.data.reading.readers import BadRow, RangeReader
+from ftray.data.rendering.chat import Piece, Renderer, Tokens
+from ftray.data.rendering.examples import Form
+from ftray.data.rendering.renderer import load_renderer
 from ftray.data.sources import check_sources
 from ftray.errors import DataError
 

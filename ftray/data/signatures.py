@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from rensa import RMinHash
 
-from ftray.data.columns import Columns, Digests, Flags, Ints, Longs
-from ftray.data.samples import TokenRows
+from ftray.data.tokens.columns import Columns, Digests, Flags, Ints, Longs, TokenRows
 
 Signatures = npt.NDArray[np.uint32]  # [rows, PERMUTATIONS]
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from ftray.config.data import DataConfig, SourceConfig
-from ftray.data.detect import recognise
-from ftray.data.examples import Form, parse_example
-from ftray.data.files import Range, SourceFile, find_files, head_of, plan_ranges, row_error
-from ftray.data.readers import BadRow, RangeReader, Row, Values
+from ftray.data.reading.files import Range, SourceFile, find_files, head_of, plan_ranges, row_error
+from ftray.data.reading.readers import BadRow, RangeReader, Row, Values
+from ftray.data.rendering.detect import recognise
+from ftray.data.rendering.examples import Form, parse_example
 from ftray.errors import DataError
 
 

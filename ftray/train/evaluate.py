@@ -9,12 +9,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ftray.config.data import DataConfig
-from ftray.data.chat import Prompt, Renderer, Tokens
-from ftray.data.collation import collate
-from ftray.data.examples import Form
-from ftray.data.memory import MemoryRows
-from ftray.data.readers import Values
-from ftray.data.samples import samples_of
+from ftray.data.batching.collation import collate
+from ftray.data.batching.samples import samples_of
+from ftray.data.reading.readers import Values
+from ftray.data.rendering.chat import Prompt, Renderer, Tokens
+from ftray.data.rendering.examples import Form
+from ftray.data.tokens.memory import MemoryRows
 from ftray.errors import DataError
 from ftray.model.loss import LanguageModel
 

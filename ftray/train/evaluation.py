@@ -8,8 +8,8 @@ from itertools import islice
 from transformers import PreTrainedTokenizerBase
 
 from ftray.config.run import RunConfig
-from ftray.data.batches import Batches
-from ftray.data.chat import Renderer
+from ftray.data.batching.batches import Batches
+from ftray.data.rendering.chat import Renderer
 from ftray.train.feed import Evals
 from ftray.train.parallel import Place
 from ftray.train.step import eval_loss, micro_batch, share

@@ -12,15 +12,15 @@ from ftray import cluster, storage
 from ftray.config.cluster import ClusterConfig
 from ftray.config.data import DataConfig, sources_of
 from ftray.config.run import RunConfig
-from ftray.data.cache import ShardCache
-from ftray.data.files import RANGE_BYTES
-from ftray.data.manifest import REPORT, find_manifest, find_token_set
-from ftray.data.pipeline import Job, make_all, plan_tokens
+from ftray.data.batching.selection import set_aside
+from ftray.data.reading.files import RANGE_BYTES
 from ftray.data.report.page import page
 from ftray.data.report.quality import BadRow, BadRows, Quality, RowSet, measure
 from ftray.data.report.verdict import Verdict, judge
-from ftray.data.rows import Rows
-from ftray.data.selection import set_aside
+from ftray.data.tokens.cache import ShardCache
+from ftray.data.tokens.manifest import REPORT, find_manifest, find_token_set
+from ftray.data.tokens.pipeline import Job, make_all, plan_tokens
+from ftray.data.tokens.rows import Rows
 from ftray.model.base import fetch, local_cache
 
 logger = logging.getLogger(__name__)

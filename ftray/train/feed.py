@@ -12,19 +12,19 @@ from ftray import runs, storage
 from ftray.cluster import Allotment, Node
 from ftray.config.data import DataConfig, sources_of
 from ftray.config.run import RunConfig
-from ftray.data.batches import Batches, EpochBatches, eval_packs
-from ftray.data.cache import ShardCache
-from ftray.data.collation import Pack
-from ftray.data.columns import Columns, joined
-from ftray.data.demand import Demand, Follower, Signals
+from ftray.data.batching.batches import Batches, EpochBatches, eval_packs
+from ftray.data.batching.collation import Pack
+from ftray.data.batching.samples import Overflow, Samples
+from ftray.data.batching.selection import eval_samples, training_samples
+from ftray.data.batching.stream import StreamBatches
 from ftray.data.limits import check, quick
-from ftray.data.maker import Making
-from ftray.data.manifest import TokenSet, publish_plan
-from ftray.data.pipeline import Job, make_all, plan_tokens
-from ftray.data.rows import Rows
-from ftray.data.samples import Overflow, Samples
-from ftray.data.selection import eval_samples, training_samples
-from ftray.data.stream import StreamBatches
+from ftray.data.tokens.cache import ShardCache
+from ftray.data.tokens.columns import Columns, joined
+from ftray.data.tokens.demand import Demand, Follower, Signals
+from ftray.data.tokens.maker import Making
+from ftray.data.tokens.manifest import TokenSet, publish_plan
+from ftray.data.tokens.pipeline import Job, make_all, plan_tokens
+from ftray.data.tokens.rows import Rows
 from ftray.errors import ClusterError, DataError
 from ftray.model.base import local_cache
 from ftray.runs import Run

@@ -9,7 +9,7 @@ import torch
 from ftray import registry, runs, storage
 from ftray.config.paths import anchored
 from ftray.config.run import BUILTIN_MODEL, FullConfig, LoraConfig, ModelConfig, RunConfig
-from ftray.data.template import ChatTemplate
+from ftray.data.rendering.template import ChatTemplate
 from ftray.errors import TrainError
 from ftray.model.adapter import Attached
 from ftray.model.base import fetch, fingerprint, load_tokenizer, local_cache, tokenizer_digest

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ftray.config.run import TrainConfig
-from ftray.data.collation import Batch, Pack, collate
-from ftray.data.samples import TokenRows
+from ftray.data.batching.collation import Batch, Pack, collate
+from ftray.data.tokens.columns import TokenRows
 from ftray.train.optim import clip_gradients
 from ftray.train.parallel import Place, sum_gradients, total
 from ftray.train.trainee import Trainee

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from ftray.config.data import DataConfig, sources_of
-from ftray.data.pipeline import plan_tokens
+from ftray.data.tokens.pipeline import plan_tokens
 
 EVERY = 0.001  # seconds of CPU time
 FUNCTIONS = 15  # that are named

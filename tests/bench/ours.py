@@ -17,15 +17,15 @@ import torch
 
 from ftray.config.data import DataConfig, sources_of
 from ftray.config.run import TrainConfig
-from ftray.data.batches import EpochBatches
-from ftray.data.cache import ShardCache
-from ftray.data.collation import collate
-from ftray.data.demand import Follower, tell
-from ftray.data.manifest import TokenSet, publish_plan
-from ftray.data.pipeline import Job, make_all, plan_tokens
-from ftray.data.rows import Rows
-from ftray.data.samples import samples_of
-from ftray.data.stream import StreamBatches
+from ftray.data.batching.batches import EpochBatches
+from ftray.data.batching.collation import collate
+from ftray.data.batching.samples import samples_of
+from ftray.data.batching.stream import StreamBatches
+from ftray.data.tokens.cache import ShardCache
+from ftray.data.tokens.demand import Follower, tell
+from ftray.data.tokens.manifest import TokenSet, publish_plan
+from ftray.data.tokens.pipeline import Job, make_all, plan_tokens
+from ftray.data.tokens.rows import Rows
 
 WORKERS = 2
 BATCH = 8  # packs

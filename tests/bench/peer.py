@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, disable_progress_bars, load_dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ftray.data.packing import pack
+from ftray.data.batching.packing import pack
 
 Columns = dict[str, Any]
 BATCH = 1000  # rows; the default of `map`

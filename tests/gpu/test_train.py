@@ -10,9 +10,9 @@ import torch
 from ftray import commands, runs
 from ftray.config.base import validated
 from ftray.config.run import RunConfig
-from ftray.data.chat import Tokens
-from ftray.data.memory import MemoryRows
-from ftray.data.samples import Sample
+from ftray.data.batching.samples import Sample
+from ftray.data.rendering.chat import Tokens
+from ftray.data.tokens.memory import MemoryRows
 from ftray.model.nf4 import Nf4Linear
 from ftray.train.optim import build_optimizer
 from ftray.train.parallel import Place

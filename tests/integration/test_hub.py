@@ -92,8 +92,8 @@ def hub() -> Iterator[str]:
 READ = """
 import json
 from ftray.config.data import SourceConfig
-from ftray.data.files import find_files, plan_ranges
-from ftray.data.readers import RangeReader
+from ftray.data.reading.files import find_files, plan_ranges
+from ftray.data.reading.readers import RangeReader
 from ftray.errors import DataError
 
 test = {"split": "test", "revision": "main"}

@@ -13,13 +13,13 @@ import pytest
 
 from ftray.config.data import DataConfig, sources_of
 from ftray.config.run import TrainConfig
-from ftray.data.cache import ShardCache
-from ftray.data.demand import Demand, Follower, Signals
-from ftray.data.maker import Making
-from ftray.data.manifest import find_token_set, publish_plan
-from ftray.data.pipeline import Job, make_all, plan_tokens
-from ftray.data.rows import Rows
-from ftray.data.stream import StreamBatches
+from ftray.data.batching.stream import StreamBatches
+from ftray.data.tokens.cache import ShardCache
+from ftray.data.tokens.demand import Demand, Follower, Signals
+from ftray.data.tokens.maker import Making
+from ftray.data.tokens.manifest import find_token_set, publish_plan
+from ftray.data.tokens.pipeline import Job, make_all, plan_tokens
+from ftray.data.tokens.rows import Rows
 from ftray.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -9,10 +9,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ftray.config.data import DataConfig, sources_of
-from ftray.data.cache import ShardCache
-from ftray.data.manifest import TokenSet
-from ftray.data.pipeline import make_tokens
-from ftray.data.rows import Rows
+from ftray.data.tokens.cache import ShardCache
+from ftray.data.tokens.manifest import TokenSet
+from ftray.data.tokens.pipeline import make_tokens
+from ftray.data.tokens.rows import Rows
 from ftray.errors import DataError, StorageError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

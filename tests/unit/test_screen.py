@@ -6,10 +6,10 @@ from rich.console import Console
 from ftray import screen
 from ftray.config.data import DataConfig
 from ftray.config.run import TrainConfig
-from ftray.data.chat import Tokens
-from ftray.data.memory import MemoryRows
+from ftray.data.rendering.chat import Tokens
 from ftray.data.report.quality import BadRow, BadRows, RowSet, measure
 from ftray.data.report.verdict import judge
+from ftray.data.tokens.memory import MemoryRows
 from ftray.train.examine import Examined
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ftray.data.columns import Columns
-from ftray.data.samples import TokenRows
+from ftray.data.tokens.columns import Columns, TokenRows
 
 Decode = Callable[[list[int]], str]
 

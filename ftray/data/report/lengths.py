@@ -6,11 +6,11 @@ import numpy as np
 
 from ftray.config.data import DataConfig, sources_of
 from ftray.config.run import TrainConfig
-from ftray.data.batches import EpochBatches
-from ftray.data.columns import Ints
-from ftray.data.mixture import counts, permutation
-from ftray.data.packing import pack
-from ftray.data.samples import Samples
+from ftray.data.batching.batches import EpochBatches
+from ftray.data.batching.mixture import counts, permutation
+from ftray.data.batching.packing import pack
+from ftray.data.batching.samples import Samples
+from ftray.data.tokens.columns import Ints
 
 
 @dataclass(frozen=True)

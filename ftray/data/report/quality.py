@@ -11,14 +11,14 @@ import numpy as np
 
 from ftray.config.data import DataConfig
 from ftray.config.run import TrainConfig
-from ftray.data.columns import Columns
+from ftray.data.batching.samples import Overflow, samples_of
 from ftray.data.duplicates import earlier_like, exact, origins
 from ftray.data.limits import Shares
 from ftray.data.report.excerpts import Decode, Reader
 from ftray.data.report.lengths import Filling, Histogram, Spread, filling, histogram, spread
 from ftray.data.report.repeats import Overlap, Prints, Repeats, find_overlap, find_repeats, prints
 from ftray.data.report.unusual import Unusual, find_unusual
-from ftray.data.samples import Overflow, TokenRows, samples_of
+from ftray.data.tokens.columns import Columns, TokenRows
 
 READ_UNASKED = 2_000_000  # rows of which all tokens are read though no setting asks for it
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ftray.data.columns import Columns, Digests, Flags, Longs
 from ftray.data.duplicates import (
     earlier_like,
     exact,
@@ -17,6 +16,7 @@ from ftray.data.duplicates import (
 )
 from ftray.data.report.excerpts import Excerpt, Reader, side_by_side
 from ftray.data.signatures import PERMUTATIONS, Signatures, blocks, common_ngrams, hash_from, sign
+from ftray.data.tokens.columns import Columns, Digests, Flags, Longs
 
 TOLD = 3  # how many groups and pairs a report shows
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ftray.data.columns import Longs
 from ftray.data.report.excerpts import Excerpt, Reader
 from ftray.data.report.lengths import Usual, usual
 from ftray.data.report.scripts import dominant_script
+from ftray.data.tokens.columns import Longs
 
 SAMPLED = 5000
 TOLD = 5

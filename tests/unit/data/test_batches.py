@@ -8,12 +8,12 @@ import torch
 
 from ftray.config.data import DataConfig
 from ftray.config.run import TrainConfig
-from ftray.data.batches import EpochBatches, eval_packs
-from ftray.data.chat import Tokens
-from ftray.data.collation import NO_LABEL, Pack, collate
-from ftray.data.memory import MemoryRows
-from ftray.data.samples import Sample, Samples
-from ftray.data.selection import eval_samples, training_samples
+from ftray.data.batching.batches import EpochBatches, eval_packs
+from ftray.data.batching.collation import NO_LABEL, Pack, collate
+from ftray.data.batching.samples import Sample, Samples
+from ftray.data.batching.selection import eval_samples, training_samples
+from ftray.data.rendering.chat import Tokens
+from ftray.data.tokens.memory import MemoryRows
 from ftray.errors import DataError
 
 

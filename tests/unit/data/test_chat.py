@@ -7,9 +7,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from ftray.config.data import DataConfig
-from ftray.data.chat import Piece, Renderer, Tokens
-from ftray.data.examples import Form
-from ftray.data.renderer import load_renderer
+from ftray.data.rendering.chat import Piece, Renderer, Tokens
+from ftray.data.rendering.examples import Form
+from ftray.data.rendering.renderer import load_renderer
 from ftray.errors import DataError
 
 QUESTION = {"role": "user", "content": "what is two plus two"}

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ftray.config.data import DataConfig, SourceConfig
-from ftray.data.detect import recognise
-from ftray.data.examples import Form
+from ftray.data.rendering.detect import recognise
+from ftray.data.rendering.examples import Form
 from ftray.errors import DataError
 
 MESSAGES = [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}]
@@ -75,7 +75,7 @@ def test_the_most_specific_reading_wins(row: dict[str, Any], format_name: str):
 
 
 def test_the_choice_is_logged_with_its_reason(caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.INFO, logger="ftray.data.detect"):
+    with caplog.at_level(logging.INFO, logger="ftray.data.rendering.detect"):
         recognise([{"id": 1, "conversations": TURNS}], SOURCE, config())
         recognise([{"question": "2+2", "answer": "4"}], SOURCE, config())
     assert caplog.messages == [

@@ -3,8 +3,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ftray.data.chat import Tokens
-from ftray.data.columns import Columns
 from ftray.data.duplicates import (
     LIKENESS,
     earlier_like,
@@ -17,7 +15,7 @@ from ftray.data.duplicates import (
     signatures_of,
     whole_overlap,
 )
-from ftray.data.memory import MemoryRows
+from ftray.data.rendering.chat import Tokens
 from ftray.data.signatures import (
     NGRAM,
     PERMUTATIONS,
@@ -27,6 +25,8 @@ from ftray.data.signatures import (
     hash_from,
     sign,
 )
+from ftray.data.tokens.columns import Columns
+from ftray.data.tokens.memory import MemoryRows
 
 NOTHING = np.empty(0, np.uint64)
 

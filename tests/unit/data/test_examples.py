@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from ftray.config.data import DataConfig
-from ftray.data.examples import Completion, Form, parse_example
-from ftray.data.messages import Conversation
+from ftray.data.rendering.examples import Completion, Form, parse_example
+from ftray.data.rendering.messages import Conversation
 from ftray.errors import DataError
 
 USER = {"role": "user", "content": "2+2"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ftray.config.data import SourceConfig
-from ftray.data.mixture import counts, drawn, permutation
+from ftray.data.batching.mixture import counts, drawn, permutation
 
 
 def sources(*settings: dict[str, float]) -> list[SourceConfig]:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ftray.data.packing import pack
+from ftray.data.batching.packing import pack
 
 MAX = 2048
 

@@ -7,8 +7,7 @@ import pytest
 
 from ftray.config.data import DataConfig
 from ftray.config.run import TrainConfig
-from ftray.data.chat import Tokens
-from ftray.data.memory import MemoryRows
+from ftray.data.rendering.chat import Tokens
 from ftray.data.report.charts import bar_chart, round_down, short
 from ftray.data.report.excerpts import Excerpt
 from ftray.data.report.lengths import Histogram
@@ -16,6 +15,7 @@ from ftray.data.report.markup import side_by_side, text
 from ftray.data.report.page import page
 from ftray.data.report.quality import BadRow, BadRows, RowSet, measure
 from ftray.data.report.verdict import judge
+from ftray.data.tokens.memory import MemoryRows
 
 VOID = {"meta", "link", "br", "img"}
 HOSTILE = "<script>alert(1)</script>'\"><img src=x onerror=y>\u202e\x00&amp;"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ftray.config.data import DataConfig, SourceConfig
-from ftray.data.chat import Piece
 from ftray.data.preview import PreviewRow, preview_rows
+from ftray.data.rendering.chat import Piece
 from ftray.errors import DataError
 
 ROW = {"prompt": "what is two plus two", "completion": "four"}

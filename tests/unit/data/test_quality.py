@@ -6,13 +6,13 @@ import pytest
 
 from ftray.config.data import DataConfig, LimitsConfig
 from ftray.config.run import TrainConfig
-from ftray.data.chat import Tokens
 from ftray.data.limits import check, quick, violations
-from ftray.data.memory import MemoryRows
+from ftray.data.rendering.chat import Tokens
 from ftray.data.report.lengths import histogram, spread, usual
 from ftray.data.report.quality import BadRow, BadRows, Quality, RowSet, measure
 from ftray.data.report.scripts import dominant_script
 from ftray.data.report.verdict import judge
+from ftray.data.tokens.memory import MemoryRows
 from ftray.errors import DataError
 
 TRAIN = TrainConfig(epochs=1, global_batch_size=4)

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ftray.config.data import SourceConfig
-from ftray.data.files import Range, find_files, plan_ranges
-from ftray.data.readers import BadRow, RangeReader, Row
+from ftray.data.reading.files import Range, find_files, plan_ranges
+from ftray.data.reading.readers import BadRow, RangeReader, Row
 from ftray.errors import DataError
 
 ROWS = [{"n": n, "text": f"row {n} – naïve 四\n"} for n in range(500)]

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ftray.config.data import SourceConfig
-from ftray.data.files import Range, content_ids, find_files, plan_ranges
-from ftray.data.readers import RangeReader, Row
+from ftray.data.reading.files import Range, content_ids, find_files, plan_ranges
+from ftray.data.reading.readers import RangeReader, Row
 from ftray.errors import DataError
 
 ROWS = [{"n": n, "text": f"row {n} – naïve 四"} for n in range(300)]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from ftray.config.data import DataConfig
-from ftray.data.chat import Tokens
-from ftray.data.collation import NO_LABEL, collate
-from ftray.data.memory import MemoryRows
-from ftray.data.samples import Overflow, samples_of
+from ftray.data.batching.collation import NO_LABEL, collate
+from ftray.data.batching.samples import Overflow, samples_of
+from ftray.data.rendering.chat import Tokens
+from ftray.data.tokens.memory import MemoryRows
 from ftray.errors import DataError
 
 

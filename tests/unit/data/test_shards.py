@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from ftray.config.data import DataConfig, sources_of
-from ftray.data.cache import ShardCache
-from ftray.data.manifest import TokenSet, find_token_set, published_ranges
-from ftray.data.pipeline import Job, make_all, plan_tokens
-from ftray.data.renderer import load_renderer
-from ftray.data.rows import Rows
+from ftray.data.rendering.renderer import load_renderer
+from ftray.data.tokens.cache import ShardCache
+from ftray.data.tokens.manifest import TokenSet, find_token_set, published_ranges
+from ftray.data.tokens.pipeline import Job, make_all, plan_tokens
+from ftray.data.tokens.rows import Rows
 from ftray.errors import DataError
 
 WriteLines = Callable[..., str]

@@ -9,8 +9,8 @@ import datasets
 import pytest
 
 from ftray.config.data import DataConfig, SourceConfig
-from ftray.data.files import SourceFile, content_ids, find_files, place, plan_ranges
-from ftray.data.readers import RangeReader, Row
+from ftray.data.reading.files import SourceFile, content_ids, find_files, place, plan_ranges
+from ftray.data.reading.readers import RangeReader, Row
 from ftray.data.sources import check_sources, read_rows
 from ftray.errors import DataError
 
@@ -65,7 +65,7 @@ def test_a_file_is_known_by_its_content_if_it_is_small_else_by_its_stamp(
     os.utime(tmp_path / "b.jsonl", ns=(1, 1))
     one, other = content_ids(find_files(at(tmp_path)))
     assert one == other
-    monkeypatch.setattr("ftray.data.files.HASHED_BYTES", 17)
+    monkeypatch.setattr("ftray.data.reading.files.HASHED_BYTES", 17)
     one, other = content_ids(find_files(at(tmp_path)))
     assert one != other
 

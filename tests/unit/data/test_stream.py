@@ -10,11 +10,11 @@ import pytest
 
 from ftray.config.data import DataConfig
 from ftray.config.run import TrainConfig
-from ftray.data.chat import Tokens
-from ftray.data.columns import Columns, Flags, Ints, address_of, key_of
-from ftray.data.manifest import FileRecord, TokenPlan
-from ftray.data.memory import MemoryRows
-from ftray.data.stream import StreamBatches
+from ftray.data.batching.stream import StreamBatches
+from ftray.data.rendering.chat import Tokens
+from ftray.data.tokens.columns import Columns, Flags, Ints, address_of, key_of
+from ftray.data.tokens.manifest import FileRecord, TokenPlan
+from ftray.data.tokens.memory import MemoryRows
 from ftray.errors import DataError
 
 SHARD_ROWS = 20

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ftray.config.data import DataConfig
-from ftray.data.chat import Renderer, Tokens
-from ftray.data.examples import Form
+from ftray.data.rendering.chat import Renderer, Tokens
+from ftray.data.rendering.examples import Form
 from ftray.errors import DataError
 
 TEMPLATES = {

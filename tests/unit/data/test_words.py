@@ -16,7 +16,7 @@ from tokenizers import (
     trainers,
 )
 
-from ftray.data.words import Words, is_splittable
+from ftray.data.rendering.words import Words, is_splittable
 
 LLAMA = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"

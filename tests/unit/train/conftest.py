@@ -10,18 +10,16 @@ import torch
 
 from ftray.config.base import apply, validated
 from ftray.config.run import RunConfig
-from ftray.data.chat import Tokens
-from ftray.data.memory import MemoryRows
-from ftray.data.samples import Sample
+from ftray.data.batching.samples import Sample
+from ftray.data.rendering.chat import Tokens
+from ftray.data.tokens.memory import MemoryRows
 from ftray.train.optim import build_optimizer
 from ftray.train.parallel import Place
 from ftray.train.step import StepResult, micro_batch, train_step
 from ftray.train.trainee import Trainee, build_trainee, random_state
 
 PLACE = Place(0, 1, torch.device("cpu"))
-ROWS = MemoryRows(
-    [Tokens([5 + i, 40, 41 + i, 42, 9] * 3, bytes([0, *[1] * 14])) for i in range(4)]
-)
+ROWS = MemoryRows([Tokens([5 + i, 40, 41 + i, 42, 9] * 3, bytes([0, *[1] * 14])) for i in range(4)])
 WHOLE = [Sample(key, 0, 15, 0) for key in range(4)]
 
 

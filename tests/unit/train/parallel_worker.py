@@ -17,7 +17,7 @@ from ftray.config.run import (
     QloraConfig,
     TrainConfig,
 )
-from ftray.data.collation import Batch
+from ftray.data.batching.collation import Batch
 from ftray.model.adapter import attach
 from ftray.model.base import load_base
 from ftray.model.loss import LanguageModel

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ftray.config.data import DataConfig
 from ftray.config.run import ModelConfig
-from ftray.data.chat import Renderer
-from ftray.data.examples import Form
+from ftray.data.rendering.chat import Renderer
+from ftray.data.rendering.examples import Form
 from ftray.errors import ConfigError, DataError
 from ftray.model.base import load_base, load_tokenizer
 from ftray.model.lora import Routing

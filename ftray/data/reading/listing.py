@@ -1,0 +1,119 @@
+"""The files that a path, glob, folder or URI names."""
+
+import glob
+import json
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+from ftray import storage
+from ftray.data.reading.blocks import reading
+from ftray.data.reading.kinds import KIND_NAMES, file_name, is_web, kind_of_file
+from ftray.errors import DataError, StorageError, did_you_mean
+from ftray.storage import is_uri
+from ftray.storage.entry import Entry
+
+
+def list_path(path: str, split: str) -> list[Entry]:
+    """Return the files in the order of their names; the split tells those of a saved dataset."""
+    path = path.removeprefix("file://")
+    with reading(path):
+        return _in_store(path, split) if is_uri(path) else _on_disk(path, split)
+
+
+def in_folder(folder: str, split: str) -> list[Entry]:
+    """Return the data files in a folder: all that are visible, or those of a saved dataset."""
+    entries = {entry.path.removeprefix(folder).lstrip("/"): entry for entry in storage.find(folder)}
+    _refuse_tables(folder, entries)
+    if "dataset_dict.json" in entries:
+        folder = _split_folder(folder, split)
+        return _saved(folder)
+    if "state.json" in entries and "dataset_info.json" in entries:
+        return _saved(folder)
+    visible = {name: entry for name, entry in entries.items() if not _is_hidden(name.split("/"))}
+    found = [entry for name, entry in visible.items() if kind_of_file(name)]
+    if not found:
+        names = ", ".join(Path(name).name for name in list(visible)[:5]) or "nothing"
+        raise DataError(
+            f"{folder}: no data files in it (found: {names})", f"ftray reads {KIND_NAMES}"
+        )
+    return found
+
+
+def _on_disk(path: str, split: str) -> list[Entry]:
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return in_folder(str(place), split)
+    if place.is_file():
+        return [storage.entry(str(place))]
+    if glob.has_magic(path):
+        names = sorted(glob.glob(str(place), recursive=True))
+        if found := [storage.entry(name) for name in names if Path(name).is_file()]:
+            return found
+        raise DataError(f"{path}: matches no file", _neighbours(path))
+    raise DataError(f"{path}: no such file", _neighbours(str(place)))
+
+
+def _in_store(uri: str, split: str) -> list[Entry]:
+    if is_web(uri) and "*" in uri:
+        raise DataError(f"{uri}: the web has no folders to search", "list the files one by one")
+    if not is_web(uri) and glob.has_magic(uri):
+        # as on disk, a glob does not match hidden names
+        if found := [one for one in storage.find(uri) if not file_name(one.path).startswith(".")]:
+            return found
+        raise DataError(f"{uri}: matches no file", _neighbours(uri))
+    try:
+        entry = storage.entry(uri)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError) and not is_web(uri):
+            raise DataError(f"{uri}: no such file", _neighbours(uri)) from None
+        raise
+    return in_folder(uri, split) if entry.is_folder else [entry]
+
+
+_TABLES = {
+    "_delta_log": "a Delta table",
+    "_versions": "a Lance dataset",
+    ".hoodie": "a Hudi table",
+}
+
+
+def _refuse_tables(folder: str, names: Iterable[str]) -> None:
+    """Refuse tables whose files hold rows that their log says are deleted."""
+    for name in names:
+        found = [_TABLES[part] for part in name.split("/")[:-1] if part in _TABLES]
+        if name.endswith(".metadata.json") and "metadata" in name.split("/"):
+            found.append("an Iceberg table")
+        if found:
+            hint = "export its rows to Parquet: its files hold deleted rows too"
+            raise DataError(f"{folder}: {found[0]}, which ftray does not read", hint)
+
+
+def _split_folder(folder: str, split: str) -> str:
+    splits: list[str] = json.loads(storage.read(storage.join(folder, "dataset_dict.json")))[
+        "splits"
+    ]
+    if split not in splits:
+        raise DataError(f"{folder}: there is no split '{split}'", did_you_mean(split, splits))
+    return storage.join(folder, split)
+
+
+def _saved(folder: str) -> list[Entry]:
+    """Return the files of a dataset that was saved to disk, in its own order."""
+    state = json.loads(storage.read(storage.join(folder, "state.json")))
+    return [storage.entry(storage.join(folder, file["filename"])) for file in state["_data_files"]]
+
+
+def _is_hidden(parts: Iterable[str]) -> bool:
+    return any(part.startswith((".", "_")) for part in parts)  # as in Spark: _SUCCESS, .crc
+
+
+def _neighbours(path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    names = storage.names(folder)
+    if not names:
+        return f"there is no {'bucket or ' * is_uri(path)}folder {folder}"
+    if close := get_close_matches(name, names, n=1, cutoff=0.6):
+        return f"did you mean '{folder}/{close[0]}'?"
+    data = [name for name in names if kind_of_file(name) and not _is_hidden([name])]
+    return f"in {folder}: {', '.join(data[:8]) or 'no data files'}"

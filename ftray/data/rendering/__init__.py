@@ -1,0 +1,1 @@
+"""Rows to token ids: formats, chat templates, tokenizers, and what is learned."""

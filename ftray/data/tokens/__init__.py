@@ -1,0 +1,1 @@
+"""Token shards: made by Ray Data, kept in the storage root, read by key."""
