@@ -187,6 +187,8 @@ def _made_beside(config: RunConfig, run: Run, job: Job, tasks: int) -> Iterator[
     finally:
         making.stop()
         signals.clear()
+    if not data.keep_shards:
+        storage.delete(job.folder)
 
 
 def _free_cpus(allotment: Allotment, machines: list[Node]) -> int:
@@ -200,7 +202,7 @@ def _check_tasks(job: Job, data: DataConfig, tasks: int) -> None:
     sources = len(job.plan.sources)
     if sources > tasks:
         raise ClusterError(
-            f"data.keep_shards=false reads {sources} sources side by side, and {tasks} CPUs are"
+            f"data.keep_shards=false reads {sources} sources side by side, and {tasks} CPU(s) are"
             " free beside the workers",
             "set data.keep_shards=true, or lower scaling.cpus_per_worker",
         )

@@ -6,6 +6,7 @@ The most specific reading wins: turns of a conversation, then `prompt` and `comp
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 from ftray.config.data import COLUMNS, DataConfig, Format, SourceConfig
 from ftray.data.reading.parsing import Values
@@ -35,11 +36,17 @@ def recognise(rows: Sequence[Values], source: SourceConfig, data: DataConfig) ->
     return form
 
 
+@cache
+def _tell_once(choice: str) -> None:
+    """Log a choice when it is made first: a run looks at its first rows more than once."""
+    logger.info("%s", choice)
+
+
 def _told_by(rows: Sequence[Values], columns: Mapping[str, str], source: SourceConfig) -> Form:
     for row in rows:
         form = _fitting(row, columns)
         if form is not None:
-            logger.info("%s", _reason(form, row, source))
+            _tell_once(_reason(form, row, source))
             return form
     if not rows:
         raise DataError(f"{source.name}: there is no row to tell the format by", "set data.format")
