@@ -74,14 +74,16 @@ def test_the_most_specific_reading_wins(row: dict[str, Any], format_name: str):
     assert recognise([row], SOURCE, config()).format == format_name
 
 
-def test_the_choice_is_logged_with_its_reason(caplog: pytest.LogCaptureFixture):
+def test_the_choice_is_logged_once_with_its_reason(caplog: pytest.LogCaptureFixture):
+    logged = SourceConfig(path="logged.jsonl")
     with caplog.at_level(logging.INFO, logger="ftray.data.rendering.detect"):
-        recognise([{"id": 1, "conversations": TURNS}], SOURCE, config())
-        recognise([{"question": "2+2", "answer": "4"}], SOURCE, config())
+        for _ in range(2):
+            recognise([{"id": 1, "conversations": TURNS}], logged, config())
+            recognise([{"question": "2+2", "answer": "4"}], logged, config())
     assert caplog.messages == [
-        "format=sharegpt: the rows of train.jsonl have 'conversations' of from and value"
+        "format=sharegpt: the rows of logged.jsonl have 'conversations' of from and value"
         " (not read: id)",
-        "format=prompt_completion: the rows of train.jsonl have 'question' and 'answer'",
+        "format=prompt_completion: the rows of logged.jsonl have 'question' and 'answer'",
     ]
 
 
