@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, Literal
@@ -98,6 +98,23 @@ def open_run(root: str, config: RunConfig, *, overwrite: bool = False) -> Run:
         run, replace(fresh, state="queued", attempts=attempt, error=None, owner=this_process())
     )
     return run
+
+
+def keep_data(run: Run, digests: Mapping[str, str | None]) -> None:
+    """Remember which token sets a run is trained on, by the keys that name its data.
+
+    Raises ConfigError when it has begun with others: it would go on with other rows.
+    """
+    path = storage.join(run.folder, "data.json")
+    before = storage.read_if_exists(path)
+    if before is not None and read_metrics(run):
+        known = json.loads(before)
+        if changed := [key for key, digest in digests.items() if known.get(key) != digest]:
+            raise ConfigError(
+                f"{' and '.join(changed)} changed since run '{run.name}' began",
+                "restore the data, choose a new name, or start it anew with --overwrite",
+            )
+    storage.write(path, json.dumps(dict(digests)).encode())
 
 
 def next_attempt(run: Run) -> int:

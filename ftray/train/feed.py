@@ -1,6 +1,5 @@
 """The data of a run: made on the driver, before training or beside it, and read by the workers."""
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,7 +109,8 @@ def provided(
     eval_job = None
     if evals:
         eval_job = plan_tokens(evals, config.data, model_folder, run.root, trust_remote_code=trust)
-    _check_unchanged(run, job, eval_job)
+    digests = {"data.train": job.plan.digest, "data.eval": eval_job and eval_job.plan.digest}
+    runs.keep_data(run, digests)
     eval_set = make_all(eval_job) if eval_job else None
     eval_folder = eval_set.folder if eval_set else None
     if reason := why_awaited(config, job):
@@ -206,23 +206,6 @@ def _check_tasks(job: Job, data: DataConfig, tasks: int) -> None:
             " free beside the workers",
             "set data.keep_shards=true, or lower scaling.cpus_per_worker",
         )
-
-
-def _check_unchanged(run: Run, job: Job, eval_job: Job | None) -> None:
-    """Refuse to go on with other data than a run began with."""
-    path = storage.join(run.folder, "data.json")
-    now = {"train": job.plan.digest, "eval": eval_job.plan.digest if eval_job else None}
-    before = storage.read_if_exists(path)
-    if before is not None and runs.checkpoints(run):
-        changed = [
-            f"data.{key}" for key, digest in json.loads(before).items() if digest != now[key]
-        ]
-        if changed:
-            raise DataError(
-                f"{' and '.join(changed)} changed since run '{run.name}' began",
-                "restore the data, take another name, or start again with --overwrite",
-            )
-    storage.write(path, json.dumps(now).encode())
 
 
 def _evals(config: RunConfig, run: Run, feed: Feed, rows: Rows) -> Evals | None:

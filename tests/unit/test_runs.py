@@ -284,6 +284,16 @@ def test_a_status_of_a_newer_ftray_is_not_misread(root):
         runs.open_run(root, CONFIG)
 
 
+def test_a_run_does_not_go_on_with_other_data(root):
+    run = runs.open_run(root, CONFIG)
+    runs.keep_data(run, {"data.train": "a", "data.eval": None})
+    runs.keep_data(run, {"data.train": "b", "data.eval": None})  # before any step: put right
+    storage.write(storage.join(run.folder, "metrics.jsonl"), b'{"step": 1, "loss": 2.0}\n')
+    runs.keep_data(run, {"data.train": "b", "data.eval": None})
+    with pytest.raises(ConfigError, match=r"data\.train and data\.eval changed since run"):
+        runs.keep_data(run, {"data.train": "c", "data.eval": "d"})
+
+
 def test_checkpoints_are_the_recorded_ones_the_furthest_first(root):
     run = runs.open_run(root, CONFIG)
     third = put_checkpoint(run, 200, attempt=2)
