@@ -109,7 +109,9 @@ def provided(
     eval_job = None
     if evals:
         eval_job = plan_tokens(evals, config.data, model_folder, run.root, trust_remote_code=trust)
-    digests = {"data.train": job.plan.digest, "data.eval": eval_job and eval_job.plan.digest}
+    digests: dict[str, str | None] = {"data.train": job.plan.digest, "data.eval": None}
+    if eval_job is not None:
+        digests["data.eval"] = eval_job.plan.digest
     runs.keep_data(run, digests)
     eval_set = make_all(eval_job) if eval_job else None
     eval_folder = eval_set.folder if eval_set else None

@@ -24,7 +24,7 @@ def of_ours(side: Watched) -> Figures:
         "worker_start": begun - said["times"]["ray_up"],
         "first_part": min(event.time for event in events) - said["times"]["ray_up"],
         "parts": len(events),
-        "driver_growth": (max(side.driver.rss) - said["rss_ray_up"]) / MB,
+        "driver_growth": (said["rss_peak"] - said["rss_ray_up"]) / MB,
         "workers": [_quarters(process, ended) for process in workers],
     }
 
@@ -43,7 +43,7 @@ def of_peer(side: Watched) -> Figures:
         "import": said["times"]["imported"] - said["started"],
         "read": said["times"]["read"] - said["times"]["imported"],
         "first_part": first - said["times"]["imported"],
-        "driver_growth": (max(side.driver.rss) - said["rss_imported"]) / MB,
+        "driver_growth": (said["rss_peak"] - said["rss_imported"]) / MB,
     }
 
 

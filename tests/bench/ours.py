@@ -5,6 +5,7 @@ Run by data.py with a file of settings. When each shard was there is told by its
 
 import json
 import logging
+import resource
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -60,10 +61,13 @@ def main() -> None:
     batches = EpochBatches(samples, data, TrainConfig(epochs=1, global_batch_size=BATCH))
     packs = sum(len(batches.packs(step)) for step in range(batches.total_steps))
     times["packed"] = time.time()
+    # before the sample is read, which maps all there is
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     answer = {
         "started": psutil.Process().create_time(),
         "times": times,
         "rss_ray_up": rss,
+        "rss_peak": peak,
         "rows": made.rows,
         "tokens": made.tokens,
         "fill": int(samples.length.sum()) / (packs * data.max_length),

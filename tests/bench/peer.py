@@ -9,6 +9,7 @@ is ours, which is quicker than TRL's.
 
 import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -59,12 +60,15 @@ def main() -> None:
         pack_batch, batched=True, batch_size=BATCH, num_proc=2, fn_kwargs={"max_length": 2048}
     )
     times["packed"] = time.time()
+    # before the sample is read, which maps all there is
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     first = packed.with_format("numpy")[:8]
     times["batch"] = time.time()
     answer = {
         "started": psutil.Process().create_time(),
         "times": times,
         "rss_imported": rss,
+        "rss_peak": peak,
         "rows": len(with_labels),
         "fill": _tokens(with_labels) / (len(packed) * 2048),
         "tokens": _tokens(with_labels),

@@ -80,17 +80,20 @@ _LINES: dict[str, Callable[[Figures], str]] = {
 def _growth(runs: list[Figures]) -> Table:
     table = Table(
         "rows",
+        "work, s",
+        "more, µs a row",
         "steady rows/s",
-        "to the mean",
         "driver grows, MB",
         title="growth",
         title_justify="left",
     )
-    rates = [run["rows_per_second"] for run in runs]
-    mean = sum(rates) / len(rates)
-    for run, rate in zip(runs, rates, strict=True):
-        grows = f"{run['driver_growth']:,.0f}"
-        table.add_row(f"{run['rows']:,}", f"{rate:,.0f}", f"{rate / mean - 1:+.1%}", grows)
+    before = (0, 0.0)
+    for run in runs:
+        work = run["made"] - run["worker_start"]  # since the first task began
+        more = (work - before[1]) / (run["rows"] - before[0]) * 1e6
+        numbers = (f"{work:,.1f}", f"{more:,.0f}", f"{run['rows_per_second']:,.0f}")
+        table.add_row(f"{run['rows']:,}", *numbers, f"{run['driver_growth']:,.0f}")
+        before = (run["rows"], work)
     return table
 
 

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -17,9 +18,12 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from ftray import storage
-from ftray.config.data import SourceConfig
+from ftray.config.data import DataConfig, SourceConfig, sources_of
 from ftray.data.reading.files import Range, content_ids, find_files, plan_ranges
 from ftray.data.reading.readers import RangeReader, Row
+from ftray.data.tokens.cache import ShardCache
+from ftray.data.tokens.pipeline import make_all, plan_tokens
+from ftray.data.tokens.rows import Rows
 from ftray.errors import DataError, StorageError
 
 ROWS = [{"n": n, "text": f"row {n} – naïve 四"} for n in range(2000)]
@@ -210,3 +214,26 @@ def test_a_server_that_is_not_there_is_said_so(folder: Path, monkeypatch: pytest
         find_files([SourceConfig(path="s3://bucket/data/a.jsonl")])
     assert "AWS_ENDPOINT_URL" in failed.value.hint
     fsspec.filesystem("s3").clear_instance_cache()
+
+
+def test_tokens_of_a_root_on_s3_are_those_of_a_local_one(
+    folder: Path, small_model: Path, tmp_path: Path
+) -> None:
+    """Made from a source on S3, kept there, and read through a small cache."""
+    made = []
+    for source, root in (
+        (str(folder / "b.jsonl.gz"), str(tmp_path / "root")),
+        ("s3://bucket/data/b.jsonl.gz", "s3://bucket/root"),
+    ):
+        data = DataConfig(train=source, format="text")
+        job = plan_tokens(sources_of(data.train), data, small_model, root)
+        job = replace(job, recipe=replace(job.recipe, shard_tokens=2000))
+        made.append(make_all(job))
+        assert make_all(job) == made[-1]
+    cache = ShardCache(tmp_path / "cache", 100_000)
+    local, remote = (Rows(tokens.folder, cache) for tokens in made)
+    assert len(remote.columns) == len(ROWS)
+    assert remote.columns.digest.tolist() == local.columns.digest.tolist()
+    for key in remote.columns.key[::50]:
+        assert remote.ids(key).tolist() == local.ids(key).tolist()
+        assert remote.place(key) == local.place(key)
