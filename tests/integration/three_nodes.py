@@ -17,6 +17,7 @@ from ftray.config.data import DataConfig, sources_of
 from ftray.data.tokens.pipeline import Job, make_all, plan_tokens
 
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000}
+RANGE_BYTES = 20_000
 HEALTH = {
     "health_check_period_ms": 500,
     "health_check_failure_threshold": 3,
@@ -30,22 +31,21 @@ def main(folder: Path, model: Path) -> None:
     data = DataConfig(train=str(folder / "train.jsonl"), max_length=128)
     sources = sources_of(data.train)
     alone, spread = (
-        plan_tokens(sources, data, model, str(folder / root), range_bytes=20_000)
+        plan_tokens(sources, data, model, str(folder / root), range_bytes=RANGE_BYTES)
         for root in ("alone", "spread")
     )
     make_all(alone, range_bytes=10**9)  # without Ray
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "_system_config": HEALTH})
     others = [cluster.add_node(**NODE) for _ in range(2)]
     ray.init(address=cluster.address, logging_level="warning", log_to_driver=False)
-    raylets = [_raylet(node) for node in (cluster.head_node, *others)]
     seen: set[int] = set()
     before: dict[str, int] = {}
-    making = threading.Thread(target=make_all, args=(spread,))
+    making = threading.Thread(target=make_all, args=(spread, RANGE_BYTES))
     making.start()
     while making.is_alive():
-        seen |= {number for number, raylet in enumerate(raylets) if _makes_tokens(raylet)}
+        seen |= _making()
         before = before or _half_made(spread)
-        if before and others:
+        if before and len(others) == 2:
             cluster.remove_node(others.pop(), allow_graceful=False)
         time.sleep(0.02)
     making.join()
@@ -61,17 +61,16 @@ def main(folder: Path, model: Path) -> None:
     cluster.shutdown()
 
 
-def _raylet(node: object) -> psutil.Process:
-    processes = node.all_processes["raylet"]  # type: ignore[attr-defined]  # Ray's test cluster
-    return psutil.Process(processes[0].process.pid)
-
-
-def _makes_tokens(raylet: psutil.Process) -> bool:
-    try:
-        titles = [" ".join(child.cmdline()) for child in raylet.children()]
-    except psutil.Error:
-        return False
-    return any("_run_tasks" in title for title in titles)
+def _making() -> set[int]:
+    """The raylets whose workers make tokens now: each node's workers are its children."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "MapBatches" in "".join(process.cmdline()):
+                found.add(process.ppid())
+        except psutil.Error:
+            continue  # it has just ended
+    return found
 
 
 def _half_made(job: Job) -> dict[str, int]:
