@@ -1,7 +1,7 @@
 """Source rows, read here and now: for checks before Ray starts, and for evals."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 from ftray.config.data import DataConfig, SourceConfig
 from ftray.data.reading.files import Range, SourceFile, find_files, head_of, plan_ranges, row_error
@@ -62,8 +62,11 @@ def _check(
 
 def _first_rows(file: SourceFile) -> list[Row | BadRow]:
     rows = list(islice(RangeReader(head_of(file)), _FIRST_ROWS))
+    if not rows:  # it may begin with blank lines, or with an empty row group
+        readers = map(RangeReader, plan_ranges([file]))
+        rows = list(islice(chain.from_iterable(readers), _FIRST_ROWS))
     if not rows:
-        raise DataError(f"{file.path}: no rows in it")
+        raise DataError(f"{file.path}: no rows in it", "each row is one training example")
     return rows
 
 

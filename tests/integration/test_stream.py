@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,11 @@ class Trainer:
     rows: Rows
     batches: StreamBatches
     demand: Demand | None
+
+    def says(self, step: int) -> None:
+        """Tell as after a checkpoint."""
+        window = self.batches.window_of(step)
+        self.demand.needs(window.first, window.last)
 
     def texts(self, step: int) -> list[list[int]]:
         """Read the tokens of a step, as training does."""
@@ -66,14 +72,19 @@ def write(path: Path, rows: int) -> Path:
 
 
 @contextmanager
-def training(job: Job, data: DataConfig, run: Path) -> Iterator[Trainer]:
+def training(job: Job, data: DataConfig, run: Path, tasks: int = 2) -> Iterator[Trainer]:
     """What the driver and a worker of a run do with their data."""
     signals, sources = Signals.of(str(run)), sources_of(data.train)
     publish_plan(job.folder, job.plan)
     demand = None if data.keep_shards else Demand(signals.reached, len(sources))
-    rows = Rows(job.folder, ShardCache(run / "cache", 10**9), Follower(signals.error, demand))
+    rows = Rows(
+        job.folder,
+        ShardCache(run / "cache", 10**9),
+        Follower(signals.error, demand),
+        fails_on_bad_rows=data.on_bad_row == "fail",
+    )
     signals.clear()
-    making = Making(job, signals, data, sources, tasks=2)
+    making = Making(job, signals, data, sources, tasks)
     train = TrainConfig.model_validate({"max_steps": STEPS, "global_batch_size": 4})
     try:
         yield Trainer(rows, StreamBatches(rows, data, train, tokens=60), demand)
@@ -119,7 +130,7 @@ def test_without_kept_shards_the_disk_holds_a_few_at_any_time(
     for start in (0, STEPS // 2):
         with training(job, data, tmp_path / "run") as trainer:
             for step in range(start, STEPS):
-                trainer.demand.needs_from(trainer.batches.window_of(step).first)
+                trainer.says(step)
                 keys = [s.key for pack in expected.packs(step) for s in pack]
                 assert trainer.texts(step) == [complete.ids(key).tolist() for key in keys]
                 tokens = set(Path(job.folder).glob("shard-*.arrow"))
@@ -151,3 +162,60 @@ def test_a_run_that_needs_no_more_does_not_wait_for_the_rest(
         began = time.monotonic()
     assert time.monotonic() - began < 30
     assert not [thread for thread in threading.enumerate() if thread.name == "token shards"]
+
+
+def test_a_run_that_goes_on_in_a_late_file_is_not_kept_waiting_by_the_first_ones(
+    job_of: Callable[..., Job], tmp_path: Path
+):
+    """A single task, and files of which each waits for its trainer."""
+    (tmp_path / "data").mkdir()
+    for name in "abc":
+        write(tmp_path / "data" / f"{name}.jsonl.gz", 120)
+    data = data_of(tmp_path / "data", keep_shards=False, shards_ahead=2)
+    job, starts = job_of(data), (0, 45)
+    for start in starts:
+        with training(job, data, tmp_path / "run", tasks=1) as trainer:
+            trainer.says(start)
+            for step in range(start, start + 10 if start else 50):
+                trainer.says(step)
+                assert trainer.texts(step)
+    assert trainer.batches.window_of(start).first[0][0] == 2  # else it would show nothing
+
+
+def test_the_rows_that_were_set_aside_stay_readable(job_of: Callable[..., Job], tmp_path: Path):
+    data = data_of(write(tmp_path / "a.jsonl", 250), keep_shards=False, eval_fraction=0.2)
+    job = job_of(data)
+    with training(job, data, tmp_path / "run") as trainer:
+        [shard] = islice(trainer.rows.stream(0), 1)
+        for step in range(20):
+            trainer.says(step)
+            assert trainer.texts(step)
+        time.sleep(1.5)
+        tokens = Path(job.folder) / "shard-000000.arrow"
+        assert (trainer.batches.window_of(19).first[0] > (0, 0), tokens.exists()) == (True, True)
+    assert len(shard)
+
+
+def test_a_long_file_ends_with_the_run_and_what_was_made_of_it_stays(
+    job_of: Callable[..., Job], tmp_path: Path
+):
+    data = data_of(write(tmp_path / "a.jsonl.gz", 60_000))
+    job = job_of(data)
+    with training(job, data, tmp_path / "run") as trainer:
+        assert trainer.texts(0)
+    assert find_token_set(job.folder) is None
+    assert list(Path(job.folder).glob("shard-*.rows.arrow"))
+
+
+def test_a_bad_row_that_another_run_has_left_out_is_still_one(
+    job_of: Callable[..., Job], tmp_path: Path
+):
+    path = write(tmp_path / "a.jsonl", 400)
+    path.write_text("\n".join([*path.read_text().split("\n")[:380], "no"]))
+    lenient = data_of(path, on_bad_row="drop")
+    assert make_all(job_of(lenient)).bad_rows == 1
+    data = data_of(path)
+    with training(job_of(data), data, tmp_path / "run") as trainer:
+        assert trainer.texts(0)
+        with pytest.raises(DataError, match=r"a.jsonl line 381: invalid JSON"):
+            trainer.batches.packs(10 * STEPS)

@@ -182,7 +182,8 @@ class _Windows:
         ended = all(s.has_ended(draw) for s, draw in zip(self._sources, draws, strict=True))
         epoch, number = cursor.epoch, cursor.number + 1
         if self._weighted:
-            return parts, Cursor(number, min(draw.cycle for draw in draws), until, tuple(draws))
+            cycles = [d.cycle for s, d in zip(self._sources, draws, strict=True) if not s.is_empty]
+            return parts, Cursor(number, min(cycles), until, tuple(draws))
         if ended:
             again = tuple(Draw(epoch + 1) for _ in draws)
             return parts, Cursor(number, epoch + 1, 0.0, again)
@@ -191,7 +192,13 @@ class _Windows:
     @cached_property
     def _rows_per_shard(self) -> float:
         """Rows that have a shard's tokens, as in the first shard that is not empty."""
-        first = next(part for source in self._sources for part in source.shards() if len(part))
+        shards = (part for source in self._sources for part in source.shards() if len(part))
+        first = next(shards, None)
+        if first is None:
+            raise DataError(
+                "data.train: no row is left to train on",
+                "see data.on_bad_row and data.eval_fraction",
+            )
         return self._tokens * len(first) / float(first.length.sum())
 
     def _rows_in(self, number: int) -> float:
@@ -214,6 +221,11 @@ class _Source:
         self._ends: list[int] = []
         self._is_whole = False
         self._order: tuple[int, Longs] = (0, np.empty(0, np.int64))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is known that there is nothing in it to train on."""
+        return self._is_whole and not sum(self._ends[-1:])
 
     def shards(self) -> Iterator[Columns]:
         """Yield what is trained on of each shard."""
@@ -246,7 +258,8 @@ class _Source:
             size = self._ends[-1]
             order = permutation(size, self._seed, cycle, f"source {self._number}")
             self._order = (cycle, order)
-        return joined(self._shards).at(self._order[1][start:stop])
+            self._shards, self._ends = [joined(self._shards)], self._ends[-1:]  # once, not a window
+        return self._shards[0].at(self._order[1][start:stop])
 
     def _in_file_order(self, start: int, stop: int) -> Columns:
         first = bisect_right(self._ends, start)

@@ -1,6 +1,7 @@
 """Records of CSV, which may go over several lines."""
 
 import csv
+import re
 from collections import deque
 from collections.abc import Iterator
 
@@ -28,7 +29,9 @@ def parse_csv_lines(lines: Lines, path: str) -> Iterator[Row | BadRow]:
             fields = next(reader, None)
         except csv.Error as error:
             if not header:
-                raise DataError(f"{path} line {line}: not CSV: {error}") from None
+                reason, _, _ = str(error).partition(" - ")  # then comes advice to programmers
+                hint = f"{_QUOTES}; lines end with \\n or \\r\\n"
+                raise DataError(f"{path} line {line}: not CSV: {reason}", hint) from None
             yield BadRow(line, f"invalid CSV: {error}", _QUOTES)
             text.go_back_to(line + 1)
             continue
@@ -79,6 +82,9 @@ def _decode(line: bytes) -> str:
 def _checked_header(path: str, header: list[str]) -> list[str]:
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise DataError(f"{path}: the header has '{twice[0]}' twice")
+    if len(header) == 1 and (other := re.search(r"[;\t]", header[0])):
+        reason = f"its header has {other[0]!r} between the names, where ftray reads commas"
+        raise DataError(f"{path}: {reason}", "write it with commas, or as JSONL or Parquet")
     return header
 
 

@@ -76,7 +76,7 @@ class Range:
 def find_files(sources: Sequence[SourceConfig]) -> list[SourceFile]:
     """Return the files of all sources, in their order; those of a glob or folder by name."""
     found = [(number, one) for number, source in enumerate(sources) for one in _entries(source)]
-    names = Counter(file_name(path) for path in {entry.path for _, entry in found})
+    names = Counter(name for path in {entry.path for _, entry in found} for name in _names(path))
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(lambda one: _source_file(names, *one), found))
 
@@ -138,10 +138,13 @@ def _source_file(names: Counter[str], source: int, entry: Entry) -> SourceFile:
         raise DataError(f"{entry.path}: the file is empty", "each row is one training example")
     if kind == "json" and not _is_list(entry.path, compression):
         kind = "jsonl"  # many data sets hold one object a line under this suffix
-    name = file_name(entry.path)
-    if names[name] > 1:
-        name = "/".join(entry.path.split("/")[-2:])
+    name = next((name for name in _names(entry.path) if names[name] == 1), entry.path)
     return SourceFile(source, entry.path, name, kind, compression, entry.size, entry.stamp)
+
+
+def _names(path: str) -> list[str]:
+    """Return what a message may call a file: the first of these that no other file has."""
+    return [file_name(path), "/".join(path.split("/")[-2:])]
 
 
 def _is_list(path: str, compression: Compression | None) -> bool:

@@ -2,13 +2,14 @@
 
 import glob
 import json
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
 from ftray import storage
 from ftray.data.reading.blocks import reading
-from ftray.data.reading.kinds import KIND_NAMES, file_name, is_web, kind_of_file
+from ftray.data.reading.kinds import KIND_NAMES, is_web, kind_of_file
 from ftray.errors import DataError, StorageError, did_you_mean
 from ftray.storage import is_uri
 from ftray.storage.entry import Entry
@@ -47,7 +48,7 @@ def _on_disk(path: str, split: str) -> list[Entry]:
     if place.is_file():
         return [storage.entry(str(place))]
     if glob.has_magic(path):
-        names = sorted(glob.glob(str(place), recursive=True))
+        names = sorted(set(glob.glob(str(place), recursive=True)))  # two `**` meet a file twice
         if found := [storage.entry(name) for name in names if Path(name).is_file()]:
             return found
         raise DataError(f"{path}: matches no file", _neighbours(path))
@@ -57,18 +58,25 @@ def _on_disk(path: str, split: str) -> list[Entry]:
 def _in_store(uri: str, split: str) -> list[Entry]:
     if is_web(uri) and "*" in uri:
         raise DataError(f"{uri}: the web has no folders to search", "list the files one by one")
-    if not is_web(uri) and glob.has_magic(uri):
-        # as on disk, a glob does not match hidden names
-        if found := [one for one in storage.find(uri) if not file_name(one.path).startswith(".")]:
-            return found
-        raise DataError(f"{uri}: matches no file", _neighbours(uri))
+    is_pattern = not is_web(uri) and glob.has_magic(uri)
+    if is_pattern and (found := _matching(uri)):
+        return found
     try:
-        entry = storage.entry(uri)
+        entry = storage.entry(uri)  # of a file whose name looks like a pattern, too
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError) and not is_web(uri):
-            raise DataError(f"{uri}: no such file", _neighbours(uri)) from None
+            wrong = "matches no file" if is_pattern else "no such file"
+            raise DataError(f"{uri}: {wrong}", _neighbours(uri)) from None
         raise
     return in_folder(uri, split) if entry.is_folder else [entry]
+
+
+def _matching(pattern: str) -> list[Entry]:
+    """Return the files of a glob; as on disk, it meets nothing hidden that it does not name."""
+    start = len(re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0])
+    names_hidden = "/." in pattern[start:]
+    found = storage.find(pattern)
+    return [entry for entry in found if names_hidden or "/." not in entry.path[start:]]
 
 
 _TABLES = {
@@ -110,6 +118,8 @@ def _is_hidden(parts: Iterable[str]) -> bool:
 
 def _neighbours(path: str) -> str:
     folder, _, name = path.rpartition("/")
+    if is_uri(path) and not is_uri(folder):
+        return f"there is no bucket {path}"
     names = storage.names(folder)
     if not names:
         return f"there is no {'bucket or ' * is_uri(path)}folder {folder}"

@@ -46,14 +46,15 @@ def parse_json_lines(lines: Lines) -> Iterator[Row | BadRow]:
 def parse_text_lines(lines: Lines) -> Iterator[Row | BadRow]:
     """Yield a row for each line, with all of it as `text`."""
     for data in lines:
-        if not data or data.isspace():
-            continue
         try:
             text = data.removesuffix(b"\r").decode()
         except UnicodeDecodeError as error:
             yield _no_utf8(lines.count, error)
-        else:
-            yield BadRow(lines.count, *_NUL) if "\0" in text else Row(lines.count, {"text": text})
+            continue
+        if "\0" in text:
+            yield BadRow(lines.count, *_NUL)
+        elif text.strip():
+            yield Row(lines.count, {"text": text})
 
 
 class JsonParser:

@@ -145,15 +145,16 @@ class Renderer:
                     return self._template.render(chat)
                 case Completion(prompt, completion):
                     before = self._start + self._encoder.encode(prompt).tolist()
-                    return self._closed(before, completion, first_learned=len(before))
+                    rest = self._encoder.encode_rest(completion)
+                    return self._closed(array("i", before) + rest, first_learned=len(before))
                 case Text(text):
-                    return self._closed(list(self._start), text, first_learned=0)
+                    ids = array("i", self._start) + self._encoder.encode(text)
+                    return self._closed(ids, first_learned=0)
         except DataError as error:
             return error
 
-    def _closed(self, before: list[int], text: str, first_learned: int) -> Tokens:
-        """Append a text and the id that ends it; a row's first token is never learned."""
-        ids = array("i", before) + self._encoder.encode(text)
+    def _closed(self, ids: "array[int]", first_learned: int) -> Tokens:
+        """Append the id that ends a text; a row's first token is never learned."""
         ids.append(self._eos)
         unlearned = max(first_learned, 1)
         return Tokens(ids, bytes(unlearned) + b"\1" * (len(ids) - unlearned))

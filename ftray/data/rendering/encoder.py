@@ -22,6 +22,9 @@ class Encoder(Protocol):
     def encode(self, text: str) -> "array[int]":
         """Return the ids of a text."""
 
+    def encode_rest(self, text: str) -> "array[int]":
+        """Return the ids of a text that goes on from another."""
+
     def encode_chats(self, chats: Sequence[RenderedChat]) -> list[list[Encoded]]:
         """Return the ids of chats: each turn behind exactly the ids that it is prompted with.
 
@@ -57,6 +60,8 @@ class WordEncoder:
     def encode(self, text: str) -> "array[int]":
         """Return the ids of a text."""
         return self._pieces(self._pattern.split(text)).ids()
+
+    encode_rest = encode  # such a tokenizer puts nothing before a text
 
     def encode_chats(self, chats: Sequence[RenderedChat]) -> list[list[Encoded]]:
         """Return the ids of chats: each turn behind exactly the ids that it is prompted with."""

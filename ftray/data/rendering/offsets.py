@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tokenizers import Encoding, Tokenizer
 
 from ftray.data.rendering.rendered import RenderedChat, Turn
-from ftray.data.rendering.tokenizer import Encoded, EncodedTurn
+from ftray.data.rendering.tokenizer import Encoded, EncodedTurn, continuing
 
 
 class OffsetEncoder:
@@ -15,11 +15,16 @@ class OffsetEncoder:
 
     def __init__(self, backend: Tokenizer, stops: frozenset[int]) -> None:
         self._backend = backend
+        self._continuing = continuing(backend)
         self._stops = stops
 
     def encode(self, text: str) -> "array[int]":
         """Return the ids of a text."""
         return array("i", self._encode([text])[0].ids)
+
+    def encode_rest(self, text: str) -> "array[int]":
+        """Return the ids of a text that goes on from another."""
+        return array("i", self._continuing.encode(text, add_special_tokens=False).ids)
 
     def encode_chats(self, chats: Sequence[RenderedChat]) -> list[list[Encoded]]:
         """Return the ids of chats: each turn behind exactly the ids that it is prompted with."""
@@ -37,7 +42,8 @@ class OffsetEncoder:
             start, tokens = turns[0].start, whole
             if start in cuts:
                 text = chat.text[: chat.end_of(turns[0])]
-                before, behind = self._encode([text[:start], text[start:]])
+                before = self._backend.encode(text[:start], add_special_tokens=False)
+                behind = self._continuing.encode(text[start:], add_special_tokens=False)
                 tokens = _Tokens(text, [(0, before), (start, behind)])
             found = [self._turn(tokens, turn, is_tagged=chat.is_tagged) for turn in turns]
             one = Encoded(tokens.ids, found)

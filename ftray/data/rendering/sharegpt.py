@@ -54,10 +54,11 @@ def _role(number: int, turn: dict[str, Any]) -> str:
     if "from" not in turn:
         found = ", ".join(map(str, turn))
         raise DataError(f"a turn has no 'from' (message {number}; found: {found})")
-    if turn["from"] not in _ROLES:
+    role = _ROLES.get(str(turn["from"]))
+    if role is None:
         reason = f"unknown 'from': '{turn['from']}' (message {number})"
         raise DataError(reason, f"known are {', '.join(_ROLES)}")
-    return _ROLES[turn["from"]]
+    return role
 
 
 def _calls(text: str, number: int) -> list[Any]:

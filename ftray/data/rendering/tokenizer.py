@@ -1,8 +1,10 @@
 """A tokenizer's parts: the bare text-to-ids, and the ids around a text."""
 
 import copy
+import json
 from array import array
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -52,6 +54,15 @@ def bare_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return backend
 
 
+def continuing(backend: Tokenizer) -> Tokenizer:
+    """Return a tokenizer for text that goes on: some put a blank before any, which nobody wrote."""
+    text = backend.normalizer.normalize_str("x") if backend.normalizer else "x"
+    pieces = backend.pre_tokenizer.pre_tokenize_str(text) if backend.pre_tokenizer else [(text, ())]
+    if "".join(piece for piece, _ in pieces) == "x":
+        return backend
+    return Tokenizer.from_str(json.dumps(json.loads(backend.to_str(), object_hook=_unprefixed)))
+
+
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return what the tokenizer puts before every text: bos, or nothing."""
     bos = tokenizer.bos_token_id
@@ -65,3 +76,15 @@ def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
             f"{tokenizer.name_or_path}: the tokenizer has no eos token to learn to stop"
         )
     return int(tokenizer.eos_token_id)
+
+
+def _unprefixed(part: dict[str, Any]) -> dict[str, Any]:
+    """Return a part of a tokenizer's JSON so that it puts nothing before a text."""
+    match part.get("type"):
+        case "Metaspace":
+            return {**part, "prepend_scheme": "never"}
+        case "ByteLevel":
+            return {**part, "add_prefix_space": False}
+        case "Prepend":
+            return {**part, "prepend": ""}
+    return part

@@ -54,14 +54,13 @@ def _parse_call(call: object, number: int) -> dict[str, Any]:
 
 
 def _arguments(value: object, name: str, number: int) -> dict[str, Any]:
-    if isinstance(value, str) and value.strip():
-        value = from_json(value, f"arguments of {name}")
-    elif not value:
+    if not value:
         return {}
-    if not isinstance(value, dict):
-        found = kind_of(value)
-        raise DataError(f"arguments of '{name}' are {found} (message {number}), expected an object")
-    return dict(_bare(value))
+    found = from_json(value, f"arguments of {name}") if isinstance(value, str) else _bare(value)
+    if not isinstance(found, dict):
+        kind = kind_of(found)
+        raise DataError(f"arguments of '{name}' are {kind} (message {number}), expected an object")
+    return found
 
 
 def _bare(value: Any) -> Any:

@@ -111,8 +111,8 @@ def _keeps_blanks(pre_tokenizer: Any) -> bool:
 def _is_known_split(step: Any) -> bool:
     if step["type"] != "Split" or step["behavior"] != "Isolated" or step["invert"]:
         return False
-    pattern = step["pattern"].get("Regex", "")
-    return set(_alternatives(pattern)) <= _KNOWN
+    found = set(_alternatives(step["pattern"].get("Regex", "")))
+    return r"\s+" in found and found <= _KNOWN  # else a blank may stay inside of what none matches
 
 
 def _alternatives(pattern: str) -> Iterable[str]:

@@ -2,7 +2,7 @@
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ftray import storage
@@ -10,7 +10,7 @@ from ftray import storage
 _NEWEST_SECONDS = 10.0  # what another process of this host has just fetched is not taken from it
 
 
-@dataclass(frozen=True)
+@dataclass
 class ShardCache:
     """Where copies lie, and the most bytes that they may take; local shards need none.
 
@@ -20,6 +20,7 @@ class ShardCache:
 
     folder: Path
     most_bytes: int
+    _unseen: float = field(default=float("inf"), init=False, repr=False)
 
     def fetch(self, path: str) -> Path:
         """Return a local path itself, else a local copy of the file."""
@@ -28,7 +29,10 @@ class ShardCache:
         copy = storage.local_copy(path, self.folder)
         with suppress(OSError):
             os.utime(copy)
-        self._make_room()
+        self._unseen += copy.stat().st_size
+        if self._unseen > self.most_bytes / 100:  # to list all copies for each would be quadratic
+            self._make_room()
+            self._unseen = 0
         return copy
 
     def _make_room(self) -> None:

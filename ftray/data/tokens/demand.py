@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Protocol, TypeVar
 
 from ftray import storage
@@ -35,10 +36,36 @@ class Signals:
 
 @dataclass(frozen=True)
 class Reached:
-    """By source: the first shard that is still needed, and the last one that was asked for."""
+    """By source: the first shard that is still needed, and the furthest that was asked for.
+
+    A run goes through the shards in a circle: a last one that is before the first comes after it.
+    """
 
     first: list[Shard | None]
     last: list[Shard | None]
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the run has said anything yet."""
+        return any(self.first) or any(self.last)
+
+    def is_near(self, source: int, shard: Shard, ahead: int) -> bool:
+        """Say whether a shard is at most `ahead` of the last in its range, or in one before that.
+
+        A range before it may be needed to its end, however far behind the last one is.
+        """
+        first, last = self.first[source] or (0, 0), self.last[source]
+        if last is None:
+            return False
+        if shard[0] != last[0]:
+            return _way(first[:1], shard[:1]) < _way(first[:1], last[:1])
+        is_all_round = shard[0] == first[0] and last < first
+        return is_all_round or shard[1] <= last[1] + ahead
+
+
+def _way(start: tuple[int, ...], to: tuple[int, ...]) -> tuple[bool, tuple[int, ...]]:
+    """Order shards, or ranges, by how they come from a start on, in the circle."""
+    return to < start, to
 
 
 class Demand:
@@ -48,25 +75,53 @@ class Demand:
         self._path = path
         self._first: list[Shard | None] = [None] * sources
         self._last: list[Shard | None] = [None] * sources
+        self._written = ""
         self._written_at = 0.0
+        self._lock = Lock()  # the next window asks beside the training
 
-    def needs_from(self, first: Sequence[Shard | None]) -> None:
-        """Say what training needs now: earlier shards may go."""
-        if list(first) != self._first:
-            self._first = list(first)
+    def needs(self, first: Sequence[Shard | None], last: Sequence[Shard | None]) -> None:
+        """Say what a restart would need, first and last: earlier shards may go."""
+        with self._lock:
+            for source, (one, other) in enumerate(zip(first, last, strict=True)):
+                if one is None or other is None:  # a window without a row of this source
+                    self._first[source] = self._first[source] or self._last[source]
+                    continue
+                if self._has_passed(source, one):
+                    self._last[source] = other
+                self._first[source] = one
+                self._go_on_to(source, other)
+            self._write()
+
+    def takes(self, shards: Iterable[tuple[int, Shard]]) -> None:
+        """Say which shards, by source, all workers need now: only one of them can say so."""
+        with self._lock:
+            for source, shard in shards:
+                self._go_on_to(source, shard)
             self._write()
 
     def asks_for(self, source: int, shard: Shard, *, waits: bool) -> None:
         """Say that a shard was asked for."""
-        self._last[source] = shard
-        is_known = any(self._first)  # before, a restarted run goes through what it has behind it
-        if waits or (is_known and time.monotonic() - self._written_at > _SECONDS):
-            self._write()
+        with self._lock:
+            self._go_on_to(source, shard)
+            is_known = any(self._first)  # before, a restarted run goes through what is behind it
+            if waits or (is_known and time.monotonic() - self._written_at > _SECONDS):
+                self._write()
+
+    def _has_passed(self, source: int, first: Shard) -> bool:
+        """Say whether a new first shard is behind the last one that was asked for."""
+        before, last = self._first[source], self._last[source]
+        return before is None or last is None or _way(before, last) < _way(before, first)
+
+    def _go_on_to(self, source: int, shard: Shard) -> None:
+        first, last = self._first[source], self._last[source]
+        if first is None or last is None or _way(first, last) < _way(first, shard):
+            self._last[source] = shard
 
     def _write(self) -> None:
-        self._written_at = time.monotonic()
-        tree = {"first": self._first, "last": self._last}
-        storage.write(self._path, json.dumps(tree).encode())
+        text = json.dumps({"first": self._first, "last": self._last})
+        if text != self._written:
+            self._written, self._written_at = text, time.monotonic()
+            storage.write(self._path, text.encode())
 
 
 class Follower:
@@ -145,6 +200,17 @@ class OpenGate:
 
 
 @dataclass(frozen=True)
+class EndGate:
+    """Lets shards be made as fast as they can be, until the run needs no more."""
+
+    path: str
+
+    def wait(self, part: Range, number: int) -> None:
+        """Return at once, or raise ReleasedError."""
+        _check_goes_on(self.path)
+
+
+@dataclass(frozen=True)
 class DemandGate:
     """Holds back the shards of one long range until the run comes near them."""
 
@@ -154,13 +220,22 @@ class DemandGate:
 
     def wait(self, part: Range, number: int) -> None:
         """Return once shard `number` of the range is at most `ahead` of what was asked for."""
+        _check_goes_on(self.path)
         while number >= self.ahead:
-            if storage.read_if_exists(self.path) == _RELEASED:
-                raise DataError("the run needs no more token shards")
-            asked = read_reached(self.path, self.sources).last[part.source]
-            if asked is not None and asked[0] == part.number and number <= asked[1] + self.ahead:
+            reached = read_reached(self.path, self.sources)
+            if reached.is_near(part.source, (part.number, number), self.ahead):
                 return
             time.sleep(_SECONDS)
+            _check_goes_on(self.path)
+
+
+class ReleasedError(FtrayError):
+    """A run has ended before a range of its data was through: what is made of it is good."""
+
+
+def _check_goes_on(path: str) -> None:
+    if storage.read_if_exists(path) == _RELEASED:
+        raise ReleasedError("the run needs no more token shards")
 
 
 _RELEASED = b"null"

@@ -1,7 +1,7 @@
 """Shards of which only some are on disk: made a little ahead of the trainer, deleted behind it."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Event
 
@@ -9,7 +9,13 @@ from ftray import storage
 from ftray.config.data import DataConfig
 from ftray.data.reading.files import Range
 from ftray.data.tokens.demand import DemandGate, Reached, Shard, Signals, read_reached
-from ftray.data.tokens.manifest import ShardRecord, shard_name, shards_with_tokens
+from ftray.data.tokens.manifest import (
+    ShardRecord,
+    find_shard,
+    published_ranges,
+    shard_name,
+    shards_with_tokens,
+)
 from ftray.data.tokens.pipeline import Job, made_on_cluster
 
 
@@ -19,38 +25,49 @@ def follow(
     """Make what a run needs next of one source, until it is stopped.
 
     Each source by itself: a long range of one that waits for the trainer must not keep back what
-    the trainer waits for of another.
+    the trainer waits for of another. So a resumed run is waited for: a long range that comes later
+    would keep back the one where it goes on.
     """
     gate = DemandGate(signals.reached, len(job.plan.sources), data.shards_ahead)
     job = replace(job, recipe=replace(job.recipe, gate=gate))
-    known: dict[int, list[ShardRecord]] = {}
+    own = {part.number: part for part in job.ranges if part.source == source}
+    is_resumed = find_shard(job.folder, min(own), 0) is not None
+    known = published_ranges(job.folder, own) if is_resumed else {}
     while not stopped.is_set():
         reached = read_reached(signals.reached, len(job.plan.sources))
-        need, there = _need(job, source, reached, data.shards_ahead), shards_with_tokens(job.folder)
-        own = [part for part in job.ranges if part.source == source]
-        missing = [part for part in own if need.lacks(part.number, known.get(part.number), there)]
-        for part, made in made_on_cluster(job, missing, known, tasks, stopped):
+        missing: list[int] = []
+        if reached.is_told or not is_resumed:
+            missing = _missing(_need(job, source, reached, data.shards_ahead), known, job.folder)
+        parts = [own[number] for number in missing]
+        for part, made in made_on_cluster(job, parts, known, tasks, stopped):
             known[part.number] = made
         if not missing:
             stopped.wait(_wait_seconds(job))
 
 
 def sweep(job: Job, signals: Signals, data: DataConfig, stopped: Event) -> None:
-    """Delete the tokens that a run has passed, until it is stopped; the rows' columns stay."""
+    """Delete the tokens that a run has passed, until it is stopped; the rows' columns stay.
+
+    So do the tokens of each source's first shard, if eval rows were set aside of it.
+    """
     sources = range(len(job.plan.sources))
+    kept = {(job.plan.ranges_of(n)[0], 0) for n in sources} if data.eval_fraction else set()
     while not stopped.wait(_wait_seconds(job)):
         reached = read_reached(signals.reached, len(sources))
         needs = [_need(job, source, reached, data.shards_ahead) for source in sources]
-        for shard in shards_with_tokens(job.folder):
+        for shard in shards_with_tokens(job.folder) - kept:
             if not any(need.has(*shard) for need in needs):
                 storage.delete(storage.join(job.folder, shard_name(*shard)))
 
 
 @dataclass(frozen=True)
 class _Need:
-    """The shards of a source that a run needs now or soon; `start` is the first of its range."""
+    """The shards of a source that a run needs now or soon; `start` is the first of its range.
 
-    ranges: frozenset[int]
+    `ranges` are in the order in which they are needed.
+    """
+
+    ranges: dict[int, None]
     start: Shard
 
     def has(self, number: int, part: int) -> bool:
@@ -69,6 +86,11 @@ class _Need:
         )
 
 
+def _missing(need: _Need, known: Mapping[int, list[ShardRecord]], folder: str) -> list[int]:
+    there = shards_with_tokens(folder)
+    return [number for number in need.ranges if need.lacks(number, known.get(number), there)]
+
+
 def _need(job: Job, source: int, reached: Reached, ahead: int) -> _Need:
     """Go from the first range that is needed to `ahead` shards behind the last, in a circle."""
     own = [part for part in job.ranges if part.source == source]
@@ -77,9 +99,9 @@ def _need(job: Job, source: int, reached: Reached, ahead: int) -> _Need:
     start = numbers.index(first[0]) if first else 0
     end = numbers.index(last[0]) if last else start
     stretch = (end - start) % len(own) + 1 + math.ceil(ahead / _shards_a_range(job, own))
-    ranges = frozenset(numbers[(start + n) % len(own)] for n in range(min(stretch, len(own))))
+    ranges = dict.fromkeys(numbers[(start + n) % len(own)] for n in range(min(stretch, len(own))))
     has_wrapped = (first and last and (end, last[1]) < (start, first[1])) or (
-        len(own) > 1 and stretch >= len(own)
+        len(own) > 1 and stretch > len(own)
     )
     return _Need(ranges, (numbers[start], 0 if has_wrapped or not first else first[1]))
 

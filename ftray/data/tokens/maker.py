@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from threading import Event, Thread
 
 from ftray.config.data import DataConfig, SourceConfig
 from ftray.data.reading.files import Range
-from ftray.data.tokens.demand import Signals, release, tell
+from ftray.data.tokens.demand import EndGate, Signals, release, tell
 from ftray.data.tokens.follow import follow, sweep
 from ftray.data.tokens.manifest import find_token_set, published_ranges
 from ftray.data.tokens.pipeline import Job, complete, made_on_cluster
@@ -32,7 +33,9 @@ class Making:
     ) -> None:
         self._signals = signals
         self._stopped = Event()
-        work = [lambda: _make_all(job, _interleaved(job, sources), tasks, self._stopped)]
+        until_the_end = replace(job, recipe=replace(job.recipe, gate=EndGate(signals.reached)))
+        order = _interleaved(job, sources)
+        work = [lambda: _make_all(until_the_end, order, tasks, self._stopped)]
         if not data.keep_shards:
             each = max(1, tasks // len(sources))
             work = [
@@ -47,11 +50,12 @@ class Making:
             thread.start()
 
     def stop(self) -> None:
-        """Make no more, and wait for what is being made."""
+        """Make no more, and wait for the shards that are being made."""
         self._stopped.set()
-        release(self._signals.reached)
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive():
+                release(self._signals.reached)  # again: a dying worker may have spoken after it
+                thread.join(_SECONDS)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -61,6 +65,9 @@ class Making:
                 if not isinstance(error, FtrayError):
                     logger.exception("making token shards failed")
                 tell(self._signals.error, error)
+
+
+_SECONDS = 2.0
 
 
 def _make_all(job: Job, order: Sequence[Range], tasks: int, stopped: Event) -> None:

@@ -7,7 +7,8 @@ when its manifest is there: each is written last.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from ftray.data.reading.files import Range, place
 from ftray.data.reading.kinds import Kind
 
 SCHEMA = 2
+MANIFEST = "manifest.json"
 REPORT = "report.json"
 REASONS = 100  # how many bad rows a report names
 
@@ -159,13 +161,18 @@ def find_shard(folder: str, range_number: int, part: int) -> ShardRecord | None:
     return None if data is None else _shard_record(json.loads(data))
 
 
-def published_ranges(folder: str) -> dict[int, list[ShardRecord]]:
-    """Return the shards of each range that is complete, by the range's number."""
+def published_ranges(
+    folder: str, chosen: Container[int] | None = None
+) -> dict[int, list[ShardRecord]]:
+    """Return the shards of each range that is complete, by its number: of all, or chosen ones."""
     found: dict[int, list[ShardRecord]] = {}
-    names = [name for name in storage.names(folder) if name.startswith("shard-")]
-    paths = [storage.join(folder, name) for name in names if name.endswith(".json")]
-    for record in (_shard_record(json.loads(storage.read(path))) for path in paths):
-        found.setdefault(record.range, []).append(record)
+    matches = [match for name in storage.names(folder) if (match := _RECORD_NAME.fullmatch(name))]
+    names = [match[0] for match in matches if chosen is None or int(match[1]) in chosen]
+    paths = [storage.join(folder, name) for name in names]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for data in pool.map(storage.read, paths):
+            record = _shard_record(json.loads(data))
+            found.setdefault(record.range, []).append(record)
     for shards in found.values():
         shards.sort(key=lambda shard: shard.part)
     return {number: shards for number, shards in found.items() if shards[-1].is_last}
@@ -190,13 +197,13 @@ def read_plan(folder: str) -> TokenPlan:
 def publish_manifest(folder: str, manifest: Manifest) -> TokenSet:
     """Complete a token set: report, then manifest."""
     storage.write(storage.join(folder, REPORT), _to_json(_report(manifest)))
-    storage.create(storage.join(folder, _MANIFEST), _to_json(asdict(_without_lines(manifest))))
+    storage.create(storage.join(folder, MANIFEST), _to_json(asdict(_without_lines(manifest))))
     return _token_set(folder, manifest)
 
 
 def find_manifest(folder: str) -> Manifest | None:
     """Return the manifest of a complete token set, None where there is none yet."""
-    data = storage.read_if_exists(storage.join(folder, _MANIFEST))
+    data = storage.read_if_exists(storage.join(folder, MANIFEST))
     if data is None:
         return None
     tree = json.loads(data)
@@ -235,8 +242,9 @@ def file_records(
     ]
 
 
-_MANIFEST = "manifest.json"
 _PLAN = "plan.json"
+_RECORD_NAME = re.compile(r"shard-(\d+)(?:-\d+)?\.json")
+_THREADS = 16  # each waits for an object store, mostly
 _TOKENS_NAME = re.compile(r"shard-(\d+)(?:-(\d+))?\.arrow")
 
 

@@ -42,7 +42,7 @@ from ftray.errors import DataError, FtrayError
 
 logger = logging.getLogger(__name__)
 
-DATA_VERSION = 2  # raised when the same rows would become other tokens or another file
+DATA_VERSION = 3  # raised when the same rows would become other tokens or another file
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,39 @@
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from itertools import takewhile
 
 import numpy as np
 
 from ftray import storage
+from ftray.data.reading.files import row_error
 from ftray.data.tokens.cache import ShardCache
 from ftray.data.tokens.columns import Columns, Flags, Ints, address_of, joined
 from ftray.data.tokens.demand import Follower
 from ftray.data.tokens.manifest import ShardRecord, TokenPlan, find_manifest, lines_before, where
-from ftray.data.tokens.shards import Shards
+from ftray.data.tokens.shards import MOST_OPEN, Shards
+from ftray.errors import DataError
 
 
 class Rows:
     """The rows of a token set, in the order of their files.
 
-    With a follower it may be incomplete: what is not made yet is waited for.
+    With a follower it may be incomplete: what is not made yet is waited for. Who made a shard may
+    have left bad rows out of it: with `fails_on_bad_rows` the first such shard is a DataError.
     """
 
-    def __init__(self, folder: str, cache: ShardCache, follower: Follower | None = None) -> None:
+    def __init__(
+        self,
+        folder: str,
+        cache: ShardCache,
+        follower: Follower | None = None,
+        *,
+        fails_on_bad_rows: bool = False,
+        most_open: int = MOST_OPEN,
+    ) -> None:
         self._folder = folder
-        self._shards = Shards(folder, cache, follower)
+        self._fails_on_bad_rows = fails_on_bad_rows
+        self._shards = Shards(folder, cache, follower, most_open)
 
     @cached_property
     def plan(self) -> TokenPlan:
@@ -39,7 +52,10 @@ class Rows:
 
     def stream(self, source: int) -> Iterator[Columns]:
         """Yield the columns of a source's shards in their order, waiting for each."""
-        return (self._shards.columns(shard) for shard in self._feed(source))
+        for shard in self._feed(source):
+            if self._fails_on_bad_rows and shard.bad_rows:
+                raise self._bad_row(shard)
+            yield self._shards.columns(shard)
 
     def ids(self, key: int) -> Ints:
         """Token ids of a row, without a copy. [tokens]"""
@@ -52,10 +68,8 @@ class Rows:
     def place(self, key: int) -> str:
         """Name the line that a row comes from."""
         number, part, row = address_of(key)
-        file, first = self.plan.file_of(number)
-        shards = [shard for shard in self._feed(file.source) if first <= shard.range <= number]
-        [shard] = [shard for shard in shards if (shard.range, shard.part) == (number, part)]
-        line = int(self._shards.columns(shard).line[row])
+        shards = self._up_to(number, part)
+        line = int(self._shards.columns(shards[-1]).line[row])
         return where(self.plan, lines_before(self.plan, shards, number), number, line)
 
     def remembered(self, name: str, find: Callable[[], Flags]) -> Flags:
@@ -66,6 +80,18 @@ class Rows:
             storage.create(path, data)
         bits = np.unpackbits(np.frombuffer(data, np.uint8), count=len(self.columns))
         return bits.astype(np.bool_)
+
+    def _bad_row(self, shard: ShardRecord) -> DataError:
+        """Name the first row that was left out of a shard: a manifest does not have its line."""
+        file, _ = self.plan.file_of(shard.range)
+        bad = self._shards.record(shard.range, shard.part).first_bad[0]
+        before = lines_before(self.plan, self._up_to(shard.range, shard.part), shard.range)
+        return row_error(file.name, file.kind, before + bad.line, bad.reason, bad.hint)
+
+    def _up_to(self, number: int, part: int) -> list[ShardRecord]:
+        """Return the shards of a source up to one: who comes later may not be made yet."""
+        feed = self._feed(self.plan.file_of(number)[0].source)
+        return list(takewhile(lambda shard: (shard.range, shard.part) <= (number, part), feed))
 
     def _feed(self, source: int) -> Iterator[ShardRecord]:
         if self._complete is not None:

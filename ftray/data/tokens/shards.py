@@ -86,12 +86,18 @@ class ShardBuilder:
 
 
 class Shards:
-    """The shards of one token set, by number; those behind a URI are copied to the cache first."""
+    """The shards of one token set, by number; those behind a URI are copied to the cache first.
 
-    def __init__(self, folder: str, cache: ShardCache, follower: Follower | None = None) -> None:
+    At most `most_open` are open: one that is deleted takes its room on disk until it is closed.
+    """
+
+    def __init__(
+        self, folder: str, cache: ShardCache, follower: Follower | None, most_open: int
+    ) -> None:
         self._folder = folder
         self._cache = cache
         self._follower = follower
+        self._most_open = most_open
         self._open: OrderedDict[tuple[int, int], _Tokens] = OrderedDict()
 
     @cached_property
@@ -136,7 +142,7 @@ class Shards:
             self._when_there(lambda: storage.exists(path) or None, number, part)
             with _whole(self._cache.fetch(path), record.bytes) as local:
                 self._open[shard] = _open_tokens(local, record.sha256)
-            if len(self._open) > _MOST_OPEN:
+            if len(self._open) > self._most_open:
                 self._open.popitem(last=False)
         return self._open[shard]
 
@@ -152,7 +158,7 @@ class Shards:
         return storage.join(self._folder, shard_name(number, part))
 
 
-_MOST_OPEN = 4096  # memory maps that a process may hold: Linux allows 65,530
+MOST_OPEN = 4096  # memory maps that a process may hold: Linux allows 65,530
 
 
 @dataclass(frozen=True)

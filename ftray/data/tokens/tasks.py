@@ -72,7 +72,7 @@ def make_on_cluster(
         partial(_run_tasks, recipe=ray.put(recipe)),
         batch_format="pyarrow",
         num_cpus=1,
-        compute=ray.data.TaskPoolStrategy(size=tasks),
+        compute=ray.data.TaskPoolStrategy(size=min(tasks, len(work)) if tasks else None),
     )
     made.context.execution_options.preserve_order = True
     made.context.enable_progress_bars = False

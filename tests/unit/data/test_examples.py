@@ -61,6 +61,7 @@ def test_sharegpt_turns_become_messages():
         (["hello"], r"a turn is text (message 1), expected an object"),
         ([{"value": "hello"}], r"a turn has no 'from' (message 1; found: value)"),
         ([{"from": "dog", "value": "wuff"}], "unknown 'from': 'dog' (message 1)"),
+        ([{"from": ["gpt"], "value": "hi"}], "unknown 'from': '['gpt']' (message 1)"),
         ([{"from": "human", "value": 7}], "'value' is a number (message 1), expected text"),
         ([{"from": "gpt", "value": " "}], "an assistant turn is empty (message 1)"),
         (
@@ -120,6 +121,12 @@ def test_fields_that_arrow_fills_with_null_are_left_out():
         {"role": "assistant", "content": "", "tool_calls": [CALL]},
     ]
     assert conversation.tools == [TOOL]
+
+
+def test_a_null_in_arguments_that_are_text_was_meant():
+    call = {"function": {"name": "add", "arguments": '{"a": 2, "b": null}'}}
+    [_, turn] = parse({"messages": [USER, {**ANSWER, "tool_calls": [call]}]}).messages
+    assert turn["tool_calls"][0]["function"]["arguments"] == {"a": 2, "b": None}
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])

@@ -143,7 +143,7 @@ def test_a_line_of_ten_megabytes_is_a_row_like_any_other(name: str, tmp_path: Pa
 
 
 def test_a_text_file_has_a_row_for_each_line_with_text(tmp_path: Path):
-    (tmp_path / "book.txt").write_bytes(b"one\n\n  two \r\nno\0t\n")
+    (tmp_path / "book.txt").write_bytes(b"one\n\xc2\xa0\n  two \r\nno\0t\n")
     rows = read(tmp_path / "book.txt", 4)
     assert rows[:2] == [Row(1, {"text": "one"}), Row(3, {"text": "  two "})]
     assert (rows[2].line, rows[2].reason) == (4, "NUL character")
@@ -269,6 +269,8 @@ DAMAGED = {
     "wide.jsonl": ('{"a": 1}\n'.encode("utf-16"), "it is UTF-16, not UTF-8"),
     "wide.csv": ("a,b\n1,2\n".encode("utf-16"), "it is UTF-16, not UTF-8"),
     "twice.csv": (b"q,a,q\n1,2,3\n", "the header has 'q' twice"),
+    "semicolons.csv": (b"q;a\n1;2\n", "its header has ';' between the names"),
+    "tabs.csv": (b"q\ta\n1\t2\n", "its header has '\\t' between the names"),
     "open.csv": (b'q,"a\n1,2\n', "line 1: not CSV"),
 }
 

@@ -61,7 +61,8 @@ def store() -> str:
     filesystem = fsspec.filesystem("memory")
     for name, content in CONTENTS.items():
         filesystem.pipe_file(f"{root}/{name}", content)
-    for name in ("_SUCCESS", ".hidden.jsonl", "deep/b.jsonl", "notes.md"):
+    hidden = (".hidden.jsonl", "deep/.cache/b.jsonl")
+    for name in ("_SUCCESS", *hidden, "deep/b.jsonl", "notes.md", "v[2].jsonl"):
         filesystem.pipe_file(f"{root}/{name}", b'{"n": 1}\n')
     return root
 
@@ -73,9 +74,11 @@ def test_files_of_a_store_are_found_by_name_glob_and_folder(store: str):
         return [file.path.removeprefix(f"{store}/") for file in files]
 
     assert names(f"{store}/a.jsonl") == ["a.jsonl"]
-    assert names(f"{store}/*.json*") == ["a.jsonl", "a.jsonl.gz", "lines.json", "list.json"]
+    assert names(f"{store}/[al]*.json*") == ["a.jsonl", "a.jsonl.gz", "lines.json", "list.json"]
     assert names(f"{store}/**/b.jsonl") == ["deep/b.jsonl"]
-    assert names(f"{store}/") == names(store) == sorted([*CONTENTS, "deep/b.jsonl"])
+    assert names(f"{store}/**/.cache/b.jsonl") == ["deep/.cache/b.jsonl"]
+    assert names(f"{store}/v[2].jsonl") == ["v[2].jsonl"]  # no pattern, but a name like one
+    assert names(f"{store}/") == names(store) == sorted([*CONTENTS, "deep/b.jsonl", "v[2].jsonl"])
 
 
 @pytest.mark.parametrize("name", CONTENTS)
@@ -120,6 +123,7 @@ def test_an_object_that_is_put_anew_is_noticed_and_has_another_identity(store: s
     [
         ("gs://bucket/a.jsonl", "no package for 'gs://' is installed", "pip install gcsfs"),
         ("sthree://bucket/a.jsonl", "unknown scheme 'sthree://'", "s3://"),
+        ("memory://nowhere", "nowhere: no such file", "there is no bucket memory://nowhere"),
         ("https://localhost/*.jsonl", "the web has no folders to search", "list the files"),
     ],
 )
@@ -131,7 +135,10 @@ def test_a_uri_that_cannot_be_reached_says_why(uri: str, message: str, hint: str
 
 
 class Web(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENTS: below /parts in ranges, below /whole only whole, below /403 not at all."""
+    """Serves CONTENTS: below /parts in ranges, below /403 not at all, else only whole.
+
+    Below /whole it does not say so, below /refused it does; below /unsized no size is told.
+    """
 
     protocol_version = "HTTP/1.1"
     requested: list[str]
@@ -150,7 +157,12 @@ class Web(http.server.BaseHTTPRequestHandler):
             data = data[start:end]
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
+        if folder == "refused":
+            self.send_header("Accept-Ranges", "none")
+        if folder == "unsized":
+            self.send_header("Connection", "close")
+        else:
+            self.send_header("Content-Length", str(len(data)))
         self.send_header("ETag", f'"{name}"')
         self.end_headers()
         if self.command == "GET":
@@ -174,7 +186,7 @@ def web() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-@pytest.mark.parametrize("folder", ["parts", "whole"])
+@pytest.mark.parametrize("folder", ["parts", "whole", "refused", "unsized"])
 def test_a_file_of_the_web_is_read_in_ranges_or_in_one_go(folder: str, name: str, web: str):
     uri = f"{web}/{folder}/{name}?version=1"
     assert read(uri) == ROWS

@@ -12,6 +12,7 @@ import pytest
 from ftray.config.data import DataConfig, sources_of
 from ftray.data.rendering.renderer import load_renderer
 from ftray.data.tokens.cache import ShardCache
+from ftray.data.tokens.demand import Follower, tell
 from ftray.data.tokens.manifest import TokenSet, find_token_set, published_ranges
 from ftray.data.tokens.pipeline import Job, make_all, plan_tokens
 from ftray.data.tokens.rows import Rows
@@ -159,6 +160,34 @@ def test_copies_of_remote_shards_are_bounded(
         for file in cache.folder.rglob("*.arrow"):
             os.utime(file, (0, file.stat().st_mtime - 60))  # time goes by
     assert sum(file.stat().st_size for file in cache.folder.rglob("*.arrow")) < 14_000
+
+
+def test_few_shards_stay_open_if_asked(
+    plan: Callable[..., Job], write_lines: WriteLines, tmp_path: Path
+):
+    """Deleted ones would take their room on disk until the end."""
+    made = make_all(plan(write_lines(*[{"text": f"what is {n}"} for n in range(60)])))
+    rows = Rows(made.folder, ShardCache(tmp_path / "cache", 10**9), most_open=2)
+    read = [rows.ids(key).tolist() for key in rows.columns.key]
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    names = {line.split()[-1] for line in maps if f"{made.folder}/shard-" in line}
+    assert len([name for name in names if not name.endswith(".rows.arrow")]) == 2
+    assert [rows.ids(key).tolist() for key in rows.columns.key] == read
+
+
+def test_a_line_is_named_without_the_shards_behind_it(
+    plan: Callable[..., Job], write_lines: WriteLines, tmp_path: Path
+):
+    made = make_all(plan(write_lines(*[{"text": f"what is {n}"} for n in range(60)])))
+    key = rows_of(made, tmp_path).columns.key[11]
+    for name in ("manifest.json", "shard-000006.json"):
+        (Path(made.folder) / name).unlink()
+    error = str(tmp_path / "error.json")
+    tell(error, DataError("it is not made yet"))
+    rows = Rows(made.folder, ShardCache(tmp_path / "cache", 10**9), Follower(error, None))
+    assert rows.place(key) == "train.jsonl line 12"
+    with pytest.raises(DataError, match="it is not made yet"):
+        rows.of(0)
 
 
 def test_the_digest_is_of_what_makes_the_tokens_and_nothing_else(

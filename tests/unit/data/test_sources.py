@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ftray.config.data import DataConfig, SourceConfig
@@ -37,7 +39,7 @@ def test_files_come_from_globs_and_folders_in_the_order_of_their_names(tmp_path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     assert [file.name for file in find_files(at(tmp_path))] == ["a.csv", "b.jsonl", "d.parquet"]
-    globbed = find_files(at(tmp_path / "**/*.parquet", f"file://{tmp_path}/*.jsonl"))
+    globbed = find_files(at(tmp_path / "**/**/*.parquet", f"file://{tmp_path}/*.jsonl"))
     assert [(file.source, file.name) for file in globbed] == [(0, "d.parquet"), (1, "b.jsonl")]
 
 
@@ -55,6 +57,15 @@ def test_ranges_are_numbered_in_file_order_and_know_their_file(tmp_path: Path):
         *((0, 100, 100), (100, 200, 100), (200, 270, 70)),
     ]
     assert place(ranges[3].name, ranges[3].kind, 7) == "a/x.jsonl line 7"
+
+
+def test_files_of_one_name_are_told_apart_by_as_much_of_the_path_as_it_takes(tmp_path: Path):
+    paths = [tmp_path / name for name in ("a/en/x.jsonl", "b/en/x.jsonl", "b/fr/x.jsonl", "y.csv")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text("x")
+    names = [file.name for file in find_files(at(*paths))]
+    assert names == [str(paths[0]), str(paths[1]), "fr/x.jsonl", "y.csv"]
 
 
 def test_a_file_is_known_by_its_content_if_it_is_small_else_by_its_stamp(
@@ -199,6 +210,17 @@ def test_where_bad_rows_are_dropped_the_check_wants_one_good_row(write_lines: Wr
 def test_a_file_without_rows_is_an_error(write_lines: WriteLines):
     with pytest.raises(DataError, match="no rows in it"):
         check_sources(at(write_lines(b"", b"  ")), config())
+
+
+@pytest.mark.parametrize("name", ["empty_group.parquet", "blank_lines.jsonl"])
+def test_a_file_may_begin_with_nothing(name: str, tmp_path: Path):
+    table = pa.table({"text": ["a"]})
+    with pq.ParquetWriter(tmp_path / "empty_group.parquet", table.schema) as writer:
+        writer.write_table(table[:0])
+        writer.write_table(table)
+    (tmp_path / "blank_lines.jsonl").write_bytes(b"\n" * 70_000 + b'{"text": "a"}\n')
+    rows = read_rows(at(tmp_path / name), config(format="text"))
+    assert [row for row, _ in rows] == [{"text": "a"}]
 
 
 def test_each_source_has_its_own_form(write_lines: WriteLines):

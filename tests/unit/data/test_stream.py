@@ -170,6 +170,17 @@ def test_rows_set_aside_for_eval_are_never_drawn():
     assert 110 < len(set(seen(some, range(60)))) < 170
 
 
+def test_a_source_without_rows_does_not_hold_up_the_epochs():
+    made = batches(SlowRows([0, 40]), [{"weight": 1}, {"weight": 3}])
+    assert {source for source, _ in seen(made, range(60))} == {1}
+    assert made.epoch_of(59) >= 2
+
+
+def test_data_that_is_all_set_aside_is_an_error():
+    with pytest.raises(DataError, match="no row is left to train on"):
+        batches(SlowRows([20]), [{}], eval_fraction=0.999999).packs(0)
+
+
 def test_data_without_a_learnable_row_is_an_error():
     long = SlowRows([60])
     long._rows = [MemoryRows([Tokens(list(range(40)), bytes([0] * 39 + [1]))] * 60)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ftray.config.data import DataConfig
@@ -200,6 +200,34 @@ def by_rule(
     if shared_at is not None:
         rows.insert(shared_at, (whole, learned))
     return rows
+
+
+_BLANKS = {
+    "metaspace": (None, pre_tokenizers.Metaspace()),
+    "first only": (None, pre_tokenizers.Metaspace(prepend_scheme="first", split=False)),
+    "as Llama 2": (
+        normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
+        None,
+    ),
+    "byte level": (None, pre_tokenizers.ByteLevel(add_prefix_space=True)),
+}
+
+
+@pytest.mark.parametrize("kind", _BLANKS)
+def test_an_answer_has_no_blank_that_the_tokenizer_puts_before_every_text(kind: str):
+    backend = Tokenizer(models.BPE())
+    backend.normalizer, backend.pre_tokenizer = _BLANKS[kind]
+    trainer = trainers.BpeTrainer(vocab_size=99, show_progress=False, special_tokens=SPECIAL)
+    backend.train_from_iterator(["user assistant two four = ?\n\n\n"] * 3, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", chat_template=CHATML
+    )
+    [chat] = render(Renderer(tokenizer, config()), user("two?"), assistant("\n\nfour"))
+    raw = Renderer(tokenizer, config(format="prompt_completion", chat_template="none"))
+    [pair] = raw.render({"prompt": "two=", "completion": "two"}, Form("prompt_completion", {}))
+    for row, answer in ((chat, "\n\nfour<|im_end|>"), (pair, "two<|im_end|>")):
+        ids = row.ids[row.trained.find(1) : row.trained.rfind(1) + 1].tolist()
+        assert "".join(tokenizer.convert_ids_to_tokens(ids)).replace("Ċ", "\n") == answer
 
 
 def test_an_answer_whose_reasoning_is_dropped_later_is_learned_in_its_own_context():
