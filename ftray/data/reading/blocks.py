@@ -123,4 +123,5 @@ class _Decompressed:
             if error.errno is not None or type(error) is not OSError:
                 raise  # from the file below, not from the decompression
             reason = f"the {self._compression} data is broken or cut off: {error}"
-            raise DataError(f"{self._path}: {reason}", "copy the file again") from None
+            hint = "copy the file again; or its suffix is not what it holds"
+            raise DataError(f"{self._path}: {reason}", hint) from None

@@ -81,8 +81,8 @@ def _decode(line: bytes) -> str:
 
 def _checked_header(path: str, header: list[str]) -> list[str]:
     if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise DataError(f"{path}: the header has '{twice[0]}' twice")
-    if len(header) == 1 and (other := re.search(r"[;\t]", header[0])):
+        raise DataError(f"{path}: the header has '{twice[0]}' twice", "name each column once")
+    if len(header) == 1 and (other := re.search(r"[;\t|]", header[0])):
         reason = f"its header has {other[0]!r} between the names, where ftray reads commas"
         raise DataError(f"{path}: {reason}", "write it with commas, or as JSONL or Parquet")
     return header

@@ -132,8 +132,9 @@ def _entries(source: SourceConfig) -> list[Entry]:
 def _source_file(names: Counter[str], source: int, entry: Entry) -> SourceFile:
     kind, compression = kind_of_file(entry.path), compression_of_file(entry.path)
     if kind is None:
-        suffix = Path(file_name(entry.path)).suffix or "a file without a suffix"
-        raise DataError(f"{entry.path}: unknown kind '{suffix}'", f"ftray reads {KIND_NAMES}")
+        suffix = Path(file_name(entry.path)).suffix
+        reason = f"unknown kind '{suffix}'" if suffix else "its name has no suffix to tell its kind"
+        raise DataError(f"{entry.path}: {reason}", f"ftray reads {KIND_NAMES}")
     if entry.size == 0:
         raise DataError(f"{entry.path}: the file is empty", "each row is one training example")
     if kind == "json" and not _is_list(entry.path, compression):

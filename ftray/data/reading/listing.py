@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from ftray import storage
 from ftray.data.reading.blocks import reading
@@ -52,6 +53,9 @@ def _on_disk(path: str, split: str) -> list[Entry]:
         if found := [storage.entry(name) for name in names if Path(name).is_file()]:
             return found
         raise DataError(f"{path}: matches no file", _neighbours(path))
+    if place.is_symlink():
+        reason = f"it links to {place.readlink()}, which is not there"
+        raise DataError(f"{path}: {reason}", "copy the file itself to this machine")
     raise DataError(f"{path}: no such file", _neighbours(str(place)))
 
 
@@ -98,9 +102,7 @@ def _refuse_tables(folder: str, names: Iterable[str]) -> None:
 
 
 def _split_folder(folder: str, split: str) -> str:
-    splits: list[str] = json.loads(storage.read(storage.join(folder, "dataset_dict.json")))[
-        "splits"
-    ]
+    splits: list[str] = _noted(folder, "dataset_dict.json", "splits")
     if split not in splits:
         raise DataError(f"{folder}: there is no split '{split}'", did_you_mean(split, splits))
     return storage.join(folder, split)
@@ -108,8 +110,18 @@ def _split_folder(folder: str, split: str) -> str:
 
 def _saved(folder: str) -> list[Entry]:
     """Return the files of a dataset that was saved to disk, in its own order."""
-    state = json.loads(storage.read(storage.join(folder, "state.json")))
-    return [storage.entry(storage.join(folder, file["filename"])) for file in state["_data_files"]]
+    files: list[dict[str, str]] = _noted(folder, "state.json", "_data_files")
+    return [storage.entry(storage.join(folder, file["filename"])) for file in files]
+
+
+def _noted(folder: str, name: str, key: str) -> Any:
+    """Return what `datasets` noted beside a saved dataset."""
+    path = storage.join(folder, name)
+    try:
+        return json.loads(storage.read(path))[key]
+    except (ValueError, KeyError, TypeError):
+        reason = f"it does not hold the '{key}' of a saved dataset"
+        raise DataError(f"{path}: {reason}", "save or copy the dataset again") from None
 
 
 def _is_hidden(parts: Iterable[str]) -> bool:

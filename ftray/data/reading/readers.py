@@ -78,7 +78,23 @@ def _blocks(part: Range) -> Iterator[bytes]:
     for number, block in enumerate(blocks):
         if number == 0 and part.start == 0 and block.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise DataError(f"{part.path}: it is UTF-16, not UTF-8", "save the file as UTF-8")
+        if number == 0 and part.start == 0 and (held := _held(block)):
+            hint = "give it the suffix of what it holds"
+            raise DataError(f"{part.path}: it holds {held}, not {part.kind}", hint)
         yield block
+
+
+def _held(block: bytes) -> str:
+    return next((name for magic, name in _MAGIC.items() if block.startswith(magic)), "")
+
+
+_MAGIC = {
+    b"\x1f\x8b\x08": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PAR1\x15": "Parquet",  # the head of the first page follows
+    b"ARROW1\0\0": "Arrow",
+    b"PK\3\4": "a zip archive",
+}
 
 
 def _check_unchanged(part: Range) -> None:

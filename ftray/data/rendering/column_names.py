@@ -1,5 +1,6 @@
 """The names that public data sets use for what ftray calls prompt, completion and so on."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,15 +44,21 @@ def found_columns(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _their_name(row: Mapping[str, Any], name: str, *, exact: bool) -> str:
-    names = (name,) if exact else OFTEN[name]
-    return next((theirs for theirs in names if theirs in row), "")
+    if exact:
+        return name if name in row else ""
+    found = {str(theirs).strip().lower(): str(theirs) for theirs in reversed(list(row))}
+    return next((found[often] for often in OFTEN[name] if often in found), "")
 
 
 def _settings(other: str, theirs: Mapping[str, str], *, is_new: bool, is_mapped: bool) -> str:
     settings = [f"data.format={other}"] if is_new else []
-    renamed = [f"{ours}: {name}" for ours, name in theirs.items() if ours != name]
+    renamed = [f"{ours}: {_quoted(name)}" for ours, name in theirs.items() if ours != name]
     if renamed:
         settings.append(f"data.columns='{{{', '.join(renamed)}}}'")
     elif is_mapped:
         settings.append("data.columns={}")
     return "set " + " ".join(settings)
+
+
+def _quoted(name: str) -> str:
+    return name if name == name.strip() else json.dumps(name, ensure_ascii=False)

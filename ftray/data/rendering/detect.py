@@ -50,18 +50,22 @@ def _told_by(rows: Sequence[Values], columns: Mapping[str, str], source: SourceC
             return form
     if not rows:
         raise DataError(f"{source.name}: there is no row to tell the format by", "set data.format")
-    hint = column_hint(rows[0], "prompt_completion", columns)
+    if form := _fitting(rows[0], columns, by_name=True):
+        return form  # what is wrong with the row is said with its place
     found = found_columns(rows)
+    hint = column_hint(rows[0], "prompt_completion", columns)
     raise DataError(f"{source.name}: no format fits the columns (found: {found})", hint)
 
 
-def _fitting(row: Values, columns: Mapping[str, str]) -> Form | None:
+def _fitting(row: Values, columns: Mapping[str, str], *, by_name: bool = False) -> Form | None:
     """Try the formats that know all of the configured columns, the most specific first."""
     for format_name, names in _READINGS:
         if set(columns) <= set(COLUMNS[format_name]):
             theirs = {
                 ours: _theirs(
-                    row, format_name, ours, (columns[ours],) if ours in columns else often
+                    row,
+                    (columns[ours],) if ours in columns else often,
+                    _held(format_name, by_name=by_name),
                 )
                 for ours, often in names.items()
             }
@@ -83,8 +87,11 @@ _READINGS: tuple[tuple[Format, _Names], ...] = (
 )
 
 
-def _theirs(row: Values, format_name: Format, ours: str, names: Sequence[str]) -> str:
-    holds = _HOLDS[format_name]
+def _held(format_name: Format, *, by_name: bool) -> Callable[[object], bool]:
+    return (lambda _: True) if by_name else _HOLDS[format_name]
+
+
+def _theirs(row: Values, names: Sequence[str], holds: Callable[[object], bool]) -> str:
     return next((name for name in names if name in row and holds(row[name])), "")
 
 

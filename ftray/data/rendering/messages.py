@@ -46,7 +46,9 @@ def build_conversation(
     if not any(trained):
         if not any(turn["role"] == "assistant" for turn in turns[first_learned:]):
             raise DataError("no assistant turn", "there is nothing to learn from: add the answer")
-        raise DataError("every assistant turn has weight 0", "there is nothing to learn from")
+        raise DataError(
+            "every assistant turn has weight 0", "there is nothing to learn from: leave the row out"
+        )
     messages = [
         {key: part for key, part in turn.items() if key != "weight"} if "weight" in turn else turn
         for turn in turns

@@ -38,7 +38,20 @@ def _stops(quality: Quality, data: DataConfig) -> list[str]:
             )
         if data.overflow == "error" and part.overflow.too_long:
             found.append(f"{_too_long(name, part, data)}; data.overflow=error refuses them")
+    if not found and (filling := quality.train.filling) is not None and not filling.steps:
+        found.append(_nothing_left(quality.train, data))
+    if quality.eval is not None and not quality.eval.rows:
+        found.append("no eval row is left: set a larger data.eval_fraction, or data.eval")
     return found
+
+
+def _nothing_left(train: SetQuality, data: DataConfig) -> str:
+    if not train.rows:
+        return "no training row is left: check data.train and data.eval_fraction"
+    return (
+        f"no training step: with data.max_length={data.max_length} and data.overflow="
+        f"{data.overflow} too few labels or rows are left"
+    )
 
 
 def _notes(quality: Quality, data: DataConfig) -> list[str]:

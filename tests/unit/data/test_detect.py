@@ -118,3 +118,15 @@ def test_conversations_need_a_chat_template(row: dict[str, Any]):
     with pytest.raises(DataError, match="needs a chat template") as error:
         recognise([row], SOURCE, config(chat_template="none"))
     assert "data.chat_template=model" in error.value.hint
+
+
+@pytest.mark.parametrize("value", [4, None, float("nan")])
+def test_columns_of_the_wrong_kind_still_tell_the_format(value: object):
+    row = {"prompt": "2+2", "completion": value}
+    assert recognise([row], SOURCE, config()) == Form("prompt_completion", {})
+
+
+def test_a_hint_sees_past_capitals_and_blanks():
+    with pytest.raises(DataError) as error:
+        recognise([{"Question": "2+2", " answer": "4"}], SOURCE, config())
+    assert error.value.hint == "set data.columns='{prompt: Question, completion: \" answer\"}'"

@@ -245,3 +245,10 @@ def test_a_set_without_rows_is_measured_too():
     found = measured(pairs_of(5), [])
     assert found.eval is not None
     assert (found.eval.rows, found.eval.lengths, found.overlap.prompts) == (0, None, 0)
+
+
+def test_data_of_which_nothing_is_left_stops_a_run():
+    drops = DataConfig(train="x", max_length=8, overflow="drop")
+    verdict = judge(measured(pairs_of(50), [], data=drops), drops)
+    assert "no training step: with data.max_length=8" in verdict.stops[0]
+    assert "no eval row is left" in verdict.stops[1]

@@ -361,3 +361,10 @@ def test_every_spoiled_line_is_found_and_no_other(seed: int, tmp_path: Path):
 @pytest.mark.full
 def test_every_spoiled_line_of_many_is_found_and_no_other(tmp_path: Path):
     check_that_exactly_the_spoiled_lines_are_bad(100_000, 7, tmp_path)
+
+
+def test_a_file_that_holds_another_kind_than_its_suffix_says_is_named(tmp_path: Path):
+    (tmp_path / "train.jsonl").write_bytes(b"\x1f\x8b\x08\0 and so on")
+    [part] = plan_ranges(find_files([SourceConfig(path=str(tmp_path / "train.jsonl"))]))
+    with pytest.raises(DataError, match="it holds gzip, not jsonl"):
+        list(RangeReader(part))

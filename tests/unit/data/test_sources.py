@@ -321,3 +321,15 @@ def test_a_dataset_of_images_is_refused_by_its_kind(tmp_path: Path):
     (tmp_path / "cat.png").write_bytes(b"x")
     with pytest.raises(DataError, match="a dataset of the kind 'imagefolder'"):
         find_files([SourceConfig(hub=str(tmp_path))])
+
+
+def test_a_link_to_nothing_and_a_broken_saved_dataset_are_named(tmp_path: Path):
+    (tmp_path / "train.jsonl").symlink_to("gone.jsonl")
+    with pytest.raises(DataError, match=r"it links to gone\.jsonl, which is not there"):
+        find_files([SourceConfig(path=str(tmp_path / "train.jsonl"))])
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    (saved / "state.json").write_text("{")
+    (saved / "dataset_info.json").write_text("{}")
+    with pytest.raises(DataError, match=r"state\.json: it does not hold the '_data_files'"):
+        find_files([SourceConfig(path=str(saved))])
