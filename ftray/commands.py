@@ -14,6 +14,7 @@ from ftray.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from ftray.data.preview import PreviewRow
+    from ftray.garbage.sweep import Disk
     from ftray.registry import AdapterRecord
     from ftray.runs import CheckpointRecord, Metrics, Status
     from ftray.train.evaluate import EvalResult
@@ -241,6 +242,27 @@ def merge(ref: str, out: str, *, dtype: str = "bfloat16", storage: str | None = 
 
     merge_published(storage_root(storage), ref, Path(out), dtype)
     return Done(f"merged {ref} into {out}")
+
+
+def gc(
+    *,
+    delete: bool = False,
+    older_than: float = 7.0,
+    named: Sequence[str] = (),
+    storage: str | None = None,
+) -> "Disk":
+    """Measure what a storage root holds, find what nobody needs, and delete that if asked to.
+
+    Token sets stay that were used in the last `older_than` days. Of a run that did not finish the
+    checkpoints go only if it is named, and has been silent for as long.
+    """
+    from ftray.garbage.policy import DAY, Policy
+    from ftray.garbage.sweep import look, sweep
+    from ftray.storage import storage_root
+
+    policy = Policy(older_than * DAY, frozenset(named))
+    disk = look(storage_root(storage), policy)
+    return sweep(disk, policy) if delete else disk
 
 
 _PRESETS = Path(__file__).parent / "presets"

@@ -18,6 +18,8 @@ from ftray.records import Record, RecordError, check_name, encode, read_record
 
 logger = logging.getLogger(__name__)
 
+CLAIM = "claim.json"  # stays when its version is deleted, so that no number comes again
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
@@ -62,7 +64,7 @@ def publish(root: str, folder: Path, draft: AdapterRecord) -> AdapterRecord:
     version = _claim_version(root, draft.name)
     record = replace(draft, version=version, created=time.time())
     target = adapter_folder(root, record)
-    files = storage.upload(folder, target, last=(storage.RECORD, _CLAIM))
+    files = storage.upload(folder, target, last=(storage.RECORD, CLAIM))
     if not files:
         raise RegistryError(f"cannot publish '{draft.name}': {folder} holds no files")
     record = replace(record, files=files, digest=content_digest(files))
@@ -170,7 +172,7 @@ def delete(root: str, ref: str, *, force: bool = False) -> AdapterRecord:
             f"{record.ref} is in use as {', '.join(holders)}",
             "promote another version to it first, or delete with --force",
         )
-    storage.delete(adapter_folder(root, record), keep=_CLAIM)
+    storage.delete(adapter_folder(root, record), keep=CLAIM)
     return record
 
 
@@ -195,7 +197,6 @@ class Claim(Record):
     time: float
 
 
-_CLAIM = "claim.json"
 _VERSION = r"[1-9]\d{0,8}"
 
 
@@ -209,7 +210,7 @@ def _checked(name: str, what: str) -> None:
 def _claim_version(root: str, name: str) -> int:
     claim = encode(Claim(owner=this_process(), time=time.time()))
     version = max(_numbers(_adapter(root, name)), default=0) + 1
-    while not storage.create(storage.join(_adapter(root, name), str(version), _CLAIM), claim):
+    while not storage.create(storage.join(_adapter(root, name), str(version), CLAIM), claim):
         version += 1
     return version
 

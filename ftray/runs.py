@@ -56,6 +56,7 @@ class Status(Record):
     attempts: int = 1
     heartbeat: float = 0.0  # unix seconds
     error: str | None = None
+    note: str | None = None  # why its workers were last started again
     adapter: str | None = None
     owner: Owner | None = None
 
@@ -105,16 +106,20 @@ def keep_data(run: Run, digests: Mapping[str, str | None]) -> None:
 
     Raises ConfigError when it has begun with others: it would go on with other rows.
     """
-    path = storage.join(run.folder, "data.json")
-    before = storage.read_if_exists(path)
-    if before is not None and read_metrics(run):
-        known = json.loads(before)
-        if changed := [key for key, digest in digests.items() if known.get(key) != digest]:
-            raise ConfigError(
-                f"{' and '.join(changed)} changed since run '{run.name}' began",
-                "restore the data, choose a new name, or start it anew with --overwrite",
-            )
-    storage.write(path, json.dumps(dict(digests)).encode())
+    known = read_data(run) or {}
+    changed = [key for key, digest in digests.items() if known.get(key) != digest]
+    if known and changed and read_metrics(run):
+        raise ConfigError(
+            f"{' and '.join(changed)} changed since run '{run.name}' began",
+            "restore the data, choose a new name, or start it anew with --overwrite",
+        )
+    storage.write(_data_path(run), json.dumps(dict(digests)).encode())
+
+
+def read_data(run: Run) -> dict[str, str | None] | None:
+    """Return what `keep_data` remembers, None before it."""
+    data = storage.read_if_exists(_data_path(run))
+    return None if data is None else dict(json.loads(data))
 
 
 def next_attempt(run: Run) -> int:
@@ -226,25 +231,35 @@ def delete_checkpoint(run: Run, record: CheckpointRecord) -> None:
 
 
 def prune(run: Run, keep: int) -> list[CheckpointRecord]:
-    """Keep the `keep` newest checkpoints and the latest that was best; return the deleted ones.
-
-    What an earlier attempt began and never published goes too.
-    """
+    """Keep the `keep` newest checkpoints and the latest that was best; return the deleted ones."""
     published = checkpoints(run)
     best = [record for record in published if record.best][:1]
     surplus = [record for record in published[keep:] if record not in best]
     for record in surplus:
         delete_checkpoint(run, record)
-    known = {(record.step, record.attempt) for record in published}
-    latest = max((record.attempt for record in published), default=0)
-    for step, attempt in set(_checkpoint_places(run)) - known:
-        if attempt < latest:
-            storage.delete(checkpoint_folder(run, step, attempt))
     return surplus
+
+
+def delete_unpublished(run: Run, *, before: int) -> int:
+    """Delete checkpoints of attempts earlier than `before` that have no record, or a damaged one.
+
+    Returns how many had a damaged one, which is a loss.
+    """
+    lost = 0
+    for step, attempt in _checkpoint_places(run):
+        if attempt < before and _checkpoint(run, step, attempt) is None:
+            folder = checkpoint_folder(run, step, attempt)
+            lost += storage.exists(storage.join(folder, storage.RECORD))
+            storage.delete(folder)
+    return lost
 
 
 def _status_path(run: Run) -> str:
     return storage.join(run.folder, "status.json")
+
+
+def _data_path(run: Run) -> str:
+    return storage.join(run.folder, "data.json")
 
 
 def _stored_status(run: Run) -> Status | None:
@@ -336,5 +351,5 @@ def _checkpoint(run: Run, step: int, attempt: int) -> CheckpointRecord | None:
     try:
         return read_record(path, CheckpointRecord)
     except RecordError:
-        logger.warning("%s is not a record: the checkpoint is left out", path)
+        logger.warning("checkpoint of step %d is damaged: %s is not a record", step, path)
         return None

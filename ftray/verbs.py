@@ -1,6 +1,7 @@
 """The verbs of the command line: names, arguments, help, and which command each one calls."""
 
 import argparse
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 
@@ -19,6 +20,7 @@ def add_verbs(parser: ArgumentParser) -> None:
     _add_runs_verbs(top)
     _add_adapters_verbs(top)
     _add_adapter_uses(top)
+    _add_disk_verbs(top)
 
 
 Verbs = argparse._SubParsersAction  # argparse has no public name for it
@@ -203,6 +205,26 @@ def _add_adapter_uses(top: "Verbs[ArgumentParser]") -> None:
     _add_storage(verb)
 
 
+def _add_disk_verbs(top: "Verbs[ArgumentParser]") -> None:
+    verb = _verb(
+        top,
+        "gc",
+        "say what takes disk space and what of it nobody needs; with --delete, delete that",
+        answers.gc,
+        [
+            "ftray gc",
+            "ftray gc --delete",
+            "ftray gc --older-than 30 --run old-try --delete",
+        ],
+    )
+    verb.add_argument("--delete", action="store_true", help="delete what may go, without asking")
+    days = "keep token sets that were used in the last DAYS (default: 7); they can be made again"
+    verb.add_argument("--older-than", type=_days, default=7.0, metavar="DAYS", help=days)
+    run = "also what this unfinished run could go on from, if it has been silent for DAYS"
+    verb.add_argument("--run", action="append", dest="runs", default=[], metavar="NAME", help=run)
+    _add_storage(verb)
+
+
 def _group(
     top: "Verbs[ArgumentParser]", name: str, summary: str, epilog: str = ""
 ) -> "Verbs[ArgumentParser]":
@@ -264,3 +286,9 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number from 1 on, found '{text}'")
     return int(text)
+
+
+def _days(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        raise argparse.ArgumentTypeError(f"expected a number of days, found '{text}'")
+    return float(text)

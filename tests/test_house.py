@@ -26,7 +26,7 @@ TOP_LEVEL = {
 }
 LIGHT = (
     *("errors", "config.run", "config.cluster", "storage", "registry", "runs"),
-    *("model.shape", "train.plan", "commands", "cli"),
+    *("garbage.sweep", "model.shape", "train.plan", "commands", "cli"),
 )
 HEAVY = ("torch", "ray", "transformers", "peft")
 

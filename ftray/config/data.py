@@ -7,6 +7,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from ftray.config.base import Config
 
 Format = Literal["messages", "sharegpt", "prompt_completion", "instruction", "text"]
+# one list of words, so that a mistake is told with the nearest of all of them
+Chosen = Literal["auto", "messages", "sharegpt", "prompt_completion", "instruction", "text"]
 
 COLUMNS: dict[Format, tuple[str, ...]] = {
     "messages": ("messages", "tools"),
@@ -33,7 +35,7 @@ class SourceConfig(Config):
     """A commit pins the hub dataset for ever; a branch (None: main) may move between runs."""
     split: str = "train"
     """The split of a hub dataset, or of one saved to disk with several."""
-    format: Literal["auto"] | Format | None = None
+    format: Chosen | None = None
     """What its rows hold; null: as `data.format`."""
     columns: dict[str, str] | None = None
     """Our name: theirs; null: as `data.columns`."""
@@ -91,7 +93,7 @@ class DataConfig(Config):
     eval_fraction: Share | None = None
     """Set this share of `train` aside as eval: by the prompt's content, so no reordering moves it,
     and rows with one prompt stay together."""
-    format: Literal["auto"] | Format = "auto"
+    format: Chosen = "auto"
     """What a row holds; auto: told by the columns. All but text are rendered as chat."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our name: theirs, as in {prompt: question, completion: answer}."""

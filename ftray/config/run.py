@@ -96,6 +96,8 @@ class TrainConfig(Config):
     """Pulls trained matrices towards 0 (AdamW); biases and norms are left alone."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Longer gradients are scaled down to this norm; null: never."""
+    on_nan: Literal["stop", "skip", "rewind"] = "stop"
+    """A loss that is no number: fail, leave its batch out, or return to the last checkpoint too."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw_8bit keeps its two moments in a byte each: matters for full, hardly for LoRA."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -129,10 +131,25 @@ class EvalConfig(Config):
     """The longest answer of a sample."""
 
 
+class ElasticConfig(Config):
+    """A number of workers that follows what the cluster has; the global batch stays the same."""
+
+    min: PositiveInt = 1
+    """With fewer the run waits, and after `placement_timeout_seconds` fails."""
+    max: PositiveInt
+    """More are not started; each change of the number costs a restart from a checkpoint."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min={self.min} is above max={self.max}")
+        return self
+
+
 class ScalingConfig(Config):
     """How many workers train, with what each, and how they share the model."""
 
-    num_workers: PositiveInt = 1
+    num_workers: PositiveInt | ElasticConfig = 1
     """Does not change the result: the global batch is shared out among them."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """auto: 1 where the cluster has GPUs, else 0."""
@@ -141,9 +158,24 @@ class ScalingConfig(Config):
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """fsdp shards the weights: less memory, more traffic; auto: fsdp for full, else ddp."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Lost workers that are replaced before the run fails; out of memory is never retried."""
+    """Losses of workers that a run survives; a preempted worker is none."""
     placement_timeout_seconds: PositiveFloat = 120.0
     """How long to wait for the cluster to place the workers."""
+    step_timeout_seconds: PositiveFloat | None = None
+    """A longer step is hung, and its workers are lost; first steps and evals may take ten times
+    that. null: 20 median steps, at least 5 minutes."""
+
+    @property
+    def most_workers(self) -> int:
+        """The number of workers, or the most of an elastic run."""
+        workers = self.num_workers
+        return workers.max if isinstance(workers, ElasticConfig) else workers
+
+    @property
+    def least_workers(self) -> int:
+        """The number of workers, or the least with which an elastic run goes on."""
+        workers = self.num_workers
+        return workers.min if isinstance(workers, ElasticConfig) else workers
 
 
 class CheckpointConfig(Config):
@@ -178,7 +210,7 @@ class RunConfig(Config):
         if self.scaling.strategy != "auto":
             return self.scaling.strategy
         is_full = isinstance(self.adapter, FullConfig)
-        return "fsdp" if is_full and self.scaling.num_workers > 1 else "ddp"
+        return "fsdp" if is_full and self.scaling.most_workers > 1 else "ddp"
 
     @model_validator(mode="before")
     @classmethod
@@ -189,10 +221,16 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        whole, workers = self.train.global_batch_size, self.scaling.num_workers
+        whole, workers = self.train.global_batch_size, self.scaling.most_workers
         micro = 1 if self.train.micro_batch_size == "auto" else self.train.micro_batch_size
         unit = workers * micro
-        if whole % unit:
+        if isinstance(self.scaling.num_workers, ElasticConfig):
+            if whole < unit:
+                raise ValueError(
+                    f"train.global_batch_size={whole} is less than scaling.num_workers.max="
+                    f"{workers} × train.micro_batch_size={micro}: some workers would have no work"
+                )
+        elif whole % unit:
             raise ValueError(
                 f"train.global_batch_size={whole} is not a multiple of scaling.num_workers="
                 f"{workers} × train.micro_batch_size={micro}; next: {-(-whole // unit) * unit}"

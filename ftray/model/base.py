@@ -31,7 +31,7 @@ from ftray.config.paths import is_path
 from ftray.config.run import BUILTIN_MODEL, ModelConfig
 from ftray.errors import ModelError, did_you_mean, first_line
 from ftray.model.builtin import builtin_folder
-from ftray.storage import is_uri, sha256
+from ftray.storage import local_cache, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +49,6 @@ def fetch(model: ModelConfig, root: str) -> Path:
     if is_path(model.name):
         return _checked(Path(model.name).expanduser(), model.name)
     return _checked(_downloaded(model), model.name)
-
-
-def local_cache(root: str) -> Path:
-    """Where this machine keeps what can be made again: below the root, else the user's."""
-    if not is_uri(root):
-        return Path(root) / "cache"
-    home = os.environ.get("FTRAY_HOME", "")
-    return Path("~/.cache/ftray").expanduser() if is_uri(home) or not home else Path(home) / "cache"
 
 
 def fingerprint(folder: Path) -> str:

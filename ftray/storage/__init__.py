@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
 from ftray.storage import files, objects
-from ftray.storage.border import Border
-from ftray.storage.entry import Entry
+from ftray.storage.entry import Entry, Held
+from ftray.storage.patience import tried
 
 RECORD = "record.json"
 
@@ -22,6 +22,14 @@ def storage_root(configured: str | None) -> str:
     """Return the configured root, else `$FTRAY_HOME`, else `~/.ftray`; local ones absolute."""
     root = (configured or os.environ.get("FTRAY_HOME") or "~/.ftray").removeprefix("file://")
     return root if is_uri(root) else str(Path(root).expanduser().absolute())
+
+
+def local_cache(root: str) -> Path:
+    """Where this machine keeps what can be made again: below the root, else the user's."""
+    if not is_uri(root):
+        return Path(root) / "cache"
+    home = os.environ.get("FTRAY_HOME", "")
+    return Path("~/.cache/ftray").expanduser() if is_uri(home) or not home else Path(home) / "cache"
 
 
 def is_uri(path: str) -> bool:
@@ -36,50 +44,45 @@ def join(root: str, *parts: str) -> str:
 
 def exists(path: str) -> bool:
     """Say whether a file or a folder is there; behind a URI a folder is there if it has files."""
-    with Border("cannot look up", path):
-        return _place(path).exists(path)
+    return tried("cannot look up", path, lambda: _place(path).exists(path))
 
 
 def read(path: str) -> bytes:
     """Return a file's content."""
-    with Border("cannot read", path):
-        return _place(path).read(path)
+    return tried("cannot read", path, lambda: _place(path).read(path))
 
 
 def read_if_exists(path: str) -> bytes | None:
     """Return a file's content, None when there is no such file."""
-    with Border("cannot read", path):
-        try:
-            return _place(path).read(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+    return tried("cannot read", path, lambda: _read_if_exists(path))
 
 
 def write(path: str, data: bytes) -> None:
     """Put a file whole: a reader sees the old content or the new one, never a part."""
-    with Border("cannot write", path):
-        _place(path).write(path, data)
+    tried("cannot write", path, lambda: _place(path).write(path, data))
 
 
 def create(path: str, data: bytes) -> bool:
     """Put a file whole if there is none, else return False; of many creators exactly one wins."""
-    with Border("cannot create", path):
-        return _place(path).create(path, data)
+    is_sure = not is_uri(path)  # a client library tries again by itself
+
+    def put() -> bool:
+        nonlocal is_sure
+        was_sure, is_sure = is_sure, False
+        # the answer to an earlier try of ours may have been lost on its way
+        return _place(path).create(path, data) or (not was_sure and _read_if_exists(path) == data)
+
+    return tried("cannot create", path, put)
 
 
 def names(folder: str) -> list[str]:
     """Return the sorted names of a folder's direct children; none when it is missing."""
-    with Border("cannot list", folder):
-        try:
-            return sorted(_place(folder).children(folder))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+    return tried("cannot list", folder, lambda: _names(folder))
 
 
 def entry(path: str) -> Entry:
     """Return a file's size and stamp, or say that it is a folder."""
-    with Border("cannot look up", path):
-        return _place(path).entry(path)
+    return tried("cannot look up", path, lambda: _place(path).entry(path))
 
 
 def find(path: str) -> list[Entry]:
@@ -87,8 +90,17 @@ def find(path: str) -> list[Entry]:
 
     Every path starts as the one given does, so what else a URI says about its store is kept.
     """
-    with Border("cannot list", path):
-        return _place(path).find(path)
+    return tried("cannot list", path, lambda: _place(path).find(path))
+
+
+def contents(folder: str) -> list[Held]:
+    """Return all that takes space below a folder, half-written files too; none if it is missing."""
+    return tried("cannot list", folder, lambda: _place(folder).contents(folder))
+
+
+def is_staging_name(name: str) -> bool:
+    """Say whether a file or folder of this name is only being written, or was to its end."""
+    return files.STAGED.fullmatch(name) is not None
 
 
 def open_file(path: str, *, ahead: int = 0) -> BinaryIO:
@@ -96,8 +108,7 @@ def open_file(path: str, *, ahead: int = 0) -> BinaryIO:
 
     What is read later raises the foreign errors: read inside a Border.
     """
-    with Border("cannot read", path):
-        return _place(path).open_file(path, ahead)
+    return tried("cannot read", path, lambda: _place(path).open_file(path, ahead))
 
 
 def upload(source: Path, folder: str, *, last: tuple[str, ...] = ()) -> dict[str, str]:
@@ -105,18 +116,13 @@ def upload(source: Path, folder: str, *, last: tuple[str, ...] = ()) -> dict[str
 
     Nothing marks the copy as whole: the caller writes the record afterwards.
     """
-    with Border("cannot copy to", folder):
-        wanted = [name for name in files.files(str(source)) if name not in last]
-        return _place(folder).put(source, folder, wanted)
+    wanted = [name for name in files.files(str(source)) if name not in last]
+    return tried("cannot copy to", folder, lambda: _place(folder).put(source, folder, wanted))
 
 
 def download(folder: str, target: Path) -> None:
     """Copy all files of a folder into a local one."""
-    with Border("cannot copy", folder):
-        wanted = _place(folder).files(folder)
-        if not wanted:
-            raise FileNotFoundError(errno.ENOENT, "no such folder, or an empty one")
-        _place(folder).get(folder, wanted, target)
+    tried("cannot copy", folder, lambda: _download(folder, target))
 
 
 def local_copy(path: str, cache: Path) -> Path:
@@ -130,12 +136,11 @@ def local_copy(path: str, cache: Path) -> Path:
     if target.exists():
         return target
     staged = files.staging_name(target)
-    with Border("cannot copy", path):
-        try:
-            _fetch(path, staged)
-            _rename_unless_there(staged, target)
-        finally:
-            files.delete(str(staged))
+    try:
+        tried("cannot copy", path, lambda: _fetch(path, staged))
+        tried("cannot write", str(target), lambda: _rename_unless_there(staged, target))
+    finally:
+        files.delete(str(staged))
     return target
 
 
@@ -144,18 +149,12 @@ def delete(path: str, *, keep: str | None = None) -> None:
 
     A folder's record goes first, so that what is half deleted no longer exists.
     """
-    with Border("cannot delete", path):
-        surplus = [name for name in names(path) if name != keep] if keep else []
-        for name in (RECORD, *surplus):
-            _place(path).delete(join(path, name))
-        if not keep:
-            _place(path).delete(path)
+    tried("cannot delete", path, lambda: _delete(path, keep))
 
 
 def sha256(path: Path) -> str:
     """Return a local file's SHA-256 in hex."""
-    with Border("cannot read", str(path)):
-        return files.sha256(str(path))
+    return tried("cannot read", str(path), lambda: files.sha256(str(path)))
 
 
 def verify(folder: str, digests: Mapping[str, str]) -> list[str]:
@@ -170,6 +169,7 @@ class _Place(Protocol):
     def read(self, path: str) -> bytes: ...
     def entry(self, path: str) -> Entry: ...
     def find(self, path: str) -> list[Entry]: ...
+    def contents(self, folder: str) -> list[Held]: ...
     def open_file(self, path: str, ahead: int) -> BinaryIO: ...
     def write(self, path: str, data: bytes) -> None: ...
     def create(self, path: str, data: bytes) -> bool: ...
@@ -185,11 +185,40 @@ def _place(path: str) -> _Place:
     return objects if is_uri(path) else files
 
 
+def _read_if_exists(path: str) -> bytes | None:
+    try:
+        return _place(path).read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(_place(folder).children(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _download(folder: str, target: Path) -> None:
+    wanted = _place(folder).files(folder)
+    if not wanted:
+        raise FileNotFoundError(errno.ENOENT, "no such folder, or an empty one")
+    _place(folder).get(folder, wanted, target)
+
+
 def _fetch(uri: str, target: Path) -> None:
     if objects.is_file(uri):
         objects.get_file(uri, target)
     else:
-        download(uri, target)
+        _download(uri, target)
+
+
+def _delete(path: str, keep: str | None) -> None:
+    surplus = [name for name in _names(path) if name != keep] if keep else []
+    for name in (RECORD, *surplus):
+        _place(path).delete(join(path, name))
+    if not keep:
+        _place(path).delete(path)
 
 
 def _rename_unless_there(source: Path, target: Path) -> None:
@@ -201,11 +230,16 @@ def _rename_unless_there(source: Path, target: Path) -> None:
 
 
 def _wrong(path: str, expected: str) -> str | None:
-    with Border("cannot read", path):
-        try:
-            found = _place(path).sha256(path)
-        except FileNotFoundError:
-            return f"{path}: missing"
+    found = tried("cannot read", path, lambda: _sha256_if_exists(path))
+    if found is None:
+        return f"{path}: missing"
     if found == expected:
         return None
     return f"{path}: its SHA-256 is {found[:12]}…, recorded is {expected[:12]}…"
+
+
+def _sha256_if_exists(path: str) -> str | None:
+    try:
+        return _place(path).sha256(path)
+    except FileNotFoundError:
+        return None

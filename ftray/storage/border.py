@@ -18,6 +18,12 @@ _HINTS = {
     "Connect": "check the network, and the endpoint if one is set (AWS_ENDPOINT_URL)",
     "ClientResponse": "check the address; it has to answer without a login",
 }
+_PASSING_ANSWERS = {408, 425, 429, 500, 502, 503, 504}
+_PASSING_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO),
+}
+_PASSING_NAMES = ("Connect", "Disconnect", "Timeout", "IncompleteRead", "PayloadError")
 _READING = ("cannot look up", "cannot read", "cannot list")
 
 
@@ -40,6 +46,15 @@ class Border:
             raise StorageError(message, _hint(reason, self.action, self.path)) from error
 
 
+def may_pass(error: BaseException) -> bool:
+    """Say whether the same operation may well succeed soon: a full disk, a server that is away."""
+    chain = [error, *([error.__cause__] if error.__cause__ else [])]
+    answers = [answer for one in chain if (answer := _http_status(one)) is not None]
+    if answers:
+        return any(answer in _PASSING_ANSWERS for answer in answers)
+    return any(_is_passing(one) for one in chain)
+
+
 def _told_by_the_server(error: BaseException) -> BaseException:
     """fsspec calls whatever a web server answers a missing file; the answer itself says more."""
     cause = error.__cause__
@@ -52,6 +67,28 @@ def _is_from_a_client(error: BaseException) -> bool:
     """Say whether an object store's client library raised it: they have no common base class."""
     package = type(error).__module__.partition(".")[0]
     return package in _CLIENTS
+
+
+def _http_status(error: BaseException) -> int | None:
+    """What a server answered: each client library keeps it elsewhere."""
+    if not _is_from_a_client(error):
+        return None
+    response = getattr(error, "response", None)  # botocore's is a dict
+    if isinstance(response, dict):
+        values = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]
+    else:
+        values = [vars(error).get(name) for name in ("status", "status_code", "code")]
+        values.append(getattr(response, "status_code", None))  # requests and httpx
+    return next((value for value in values if isinstance(value, int)), None)
+
+
+def _is_passing(error: BaseException) -> bool:
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if isinstance(error, OSError) and error.errno in _PASSING_ERRORS:
+        return True
+    name = type(error).__name__
+    return _is_from_a_client(error) and any(part in name for part in _PASSING_NAMES)
 
 
 def _reason(error: BaseException, path: str) -> str:

@@ -1,4 +1,4 @@
-"""What a listing shows of a file."""
+"""What listings show of a file."""
 
 from dataclasses import dataclass
 
@@ -13,3 +13,17 @@ class Entry:
     be read from its beginning to its end."""
     stamp: str
     is_folder: bool = False
+
+
+@dataclass(frozen=True)
+class Held:
+    """A file that takes space; its name is relative to the folder that was asked for.
+
+    `used` is the time of the last reading where the file system keeps it, else that of the last
+    change; both in unix seconds.
+    """
+
+    name: str
+    size: int
+    changed: float
+    used: float

@@ -11,7 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from ftray.storage.entry import Entry
+from ftray.storage.entry import Entry, Held
+
+STAGED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def exists(path: str) -> bool:
@@ -34,6 +36,12 @@ def entry(path: str) -> Entry:
 def find(folder: str) -> list[Entry]:
     """Return all files below a folder, in the order of their names."""
     return [entry(os.path.join(folder, name)) for name in files(folder)]
+
+
+def contents(folder: str) -> list[Held]:
+    """Return all files below a folder, half-written ones too; a link counts as what it is."""
+    paths = [os.path.join(where, name) for where, _, found in os.walk(folder) for name in found]
+    return [held for path in sorted(paths) if (held := _held(folder, path)) is not None]
 
 
 def open_file(path: str, ahead: int) -> BinaryIO:
@@ -60,13 +68,13 @@ def create(path: str, data: bytes) -> bool:
 
 def children(folder: str) -> list[str]:
     """Return the names of a folder's direct children."""
-    return [name for name in os.listdir(folder) if not _STAGED.fullmatch(name)]
+    return [name for name in os.listdir(folder) if not STAGED.fullmatch(name)]
 
 
 def files(folder: str) -> list[str]:
     """Return the names of all files below a folder, relative to it, sorted."""
     found = [path for path in Path(folder).rglob("*") if path.is_file()]
-    whole = [path for path in found if not _STAGED.fullmatch(path.name)]
+    whole = [path for path in found if not STAGED.fullmatch(path.name)]
     return sorted(path.relative_to(folder).as_posix() for path in whole)
 
 
@@ -81,9 +89,12 @@ def get(folder: str, names: Sequence[str], target: Path) -> None:
 
 
 def delete(path: str) -> None:
-    """Delete a file or a folder, if it is there."""
+    """Delete a file or a folder, if it is there; of a folder nobody ever finds a part."""
     if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
+        away = staging_name(Path(path))
+        with suppress(FileNotFoundError):  # another process was faster
+            os.rename(path, away)
+            shutil.rmtree(away)
         return
     with suppress(FileNotFoundError, NotADirectoryError):
         os.unlink(path)
@@ -100,7 +111,13 @@ def staging_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
-_STAGED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+def _held(folder: str, path: str) -> Held | None:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None  # a file that was renamed or deleted since
+    used = max(status.st_mtime, status.st_atime)
+    return Held(Path(path).relative_to(folder).as_posix(), status.st_size, status.st_mtime, used)
 
 
 @contextmanager

@@ -3,17 +3,19 @@
 import errno
 import hashlib
 import re
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from ftray.errors import StorageError
 from ftray.storage import files as local
-from ftray.storage.entry import Entry
+from ftray.storage.entry import Entry, Held
 
 
 def exists(path: str) -> bool:
@@ -44,6 +46,19 @@ def find(path: str) -> list[Entry]:
     found: dict[str, dict[str, Any]] = list_all(path, detail=True)
     files = {name: info for name, info in found.items() if info["type"] == "file"}
     return [_entry(folder + name.removeprefix(start), files[name]) for name in sorted(files)]
+
+
+def contents(folder: str) -> list[Held]:
+    """Return all objects below a folder; nobody tells when one was read."""
+    filesystem = _filesystem(folder)
+    start = f"{_key(filesystem, folder)}/"
+    found: dict[str, dict[str, Any]] = filesystem.find(folder, detail=True)
+    names = sorted(name for name in found if name.startswith(start))
+    changes = {name: _changed(found[name]) for name in names}
+    return [
+        Held(name.removeprefix(start), found[name]["size"] or 0, changes[name], changes[name])
+        for name in names
+    ]
 
 
 def open_file(path: str, ahead: int) -> BinaryIO:
@@ -153,12 +168,31 @@ def _entry(path: str, info: Mapping[str, Any]) -> Entry:
     return Entry(path, info["size"], stamp, is_folder=info["type"] == "directory")
 
 
+def _changed(info: Mapping[str, Any]) -> float:
+    """When an object was changed; now, where its store does not tell: then it never is old."""
+    match next((info[name] for name in _TIMES if info.get(name)), None):
+        case datetime() as moment:
+            return moment.timestamp()
+        case int() | float() as seconds:
+            return float(seconds)
+        case str() as text:
+            return _seconds_of(text)
+    return time.time()
+
+
+def _seconds_of(text: str) -> float:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return parsedate_to_datetime(text).timestamp()
+
+
 @lru_cache
 def _sends_parts(url: str) -> bool:
     """Ask for the second byte: a server that knows no ranges would begin with the first."""
     with open_file(url, 0) as file:
-        file.seek(1)
         try:
+            file.seek(1)  # refused where the server said that it sends no parts, or no size
             file.read(1)
         except ValueError:
             return False
@@ -177,6 +211,7 @@ _PACKAGES = {
 _SCHEMES = f"use a local path or one of: {', '.join(f'{scheme}://' for scheme in _PACKAGES)}"
 # Elsewhere fsspec looks first and then writes, which two writers can both do.
 _CONDITIONAL = {*_PACKAGES, "memory"}
+_KNOWN = {*_CONDITIONAL, "http", "https", "hf"}
 # S3 answers 409 while another conditional put of the same key is under way, and asks for a retry.
 _TRIES = 10
 
@@ -189,6 +224,9 @@ def _filesystem(path: str) -> Any:
     import fsspec  # late: local roots never pay for it
 
     scheme = _scheme(path)
+    if scheme not in _KNOWN:
+        hint = f"{_SCHEMES}; data also from https:// and hf://"
+        raise StorageError(f"{path}: unknown scheme '{scheme}://'", hint)
     options = {"client_kwargs": {"timeout": _web_timeout()}} if scheme in _WEB else {}
     try:
         # never cache listings: another process may have published since
@@ -196,9 +234,6 @@ def _filesystem(path: str) -> Any:
     except ImportError as error:
         hint = f"pip install {_PACKAGES[scheme]}" if scheme in _PACKAGES else str(error)
         raise StorageError(f"{path}: no package for '{scheme}://' is installed", hint) from None
-    except ValueError:
-        hint = f"{_SCHEMES}; data also from https:// and hf://"
-        raise StorageError(f"{path}: unknown scheme '{scheme}://'", hint) from None
 
 
 @lru_cache

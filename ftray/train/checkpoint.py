@@ -25,6 +25,9 @@ from ftray import runs, storage
 from ftray.errors import StorageError, first_line
 from ftray.runs import CheckpointRecord, Run
 from ftray.train.parallel import Place
+from ftray.train.writer import Writer
+
+State = dict[str, Any]  # tensors and numbers, nested by what they belong to
 
 logger = logging.getLogger(__name__)
 
@@ -47,20 +50,31 @@ def save(
     place: Place,
     attempt: int,
 ) -> str:
-    """Write this worker's part of a checkpoint; the first worker publishes the record last.
+    """Publish a checkpoint and return its folder; every worker must call it at the same step."""
+    return write(run, state_of(trainable, optimizer), progress, place, attempt)
 
-    Returns the checkpoint's folder. Every worker must call it at the same step.
+
+def state_of(trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> State:
+    """Return what a checkpoint holds: the live tensors, not copies."""
+    moments = {name: optimizer.state[parameter] for name, parameter in trainable.items()}
+    return {"model": dict(trainable), "optimizer": moments}
+
+
+def write(
+    run: Run,
+    state: State,
+    progress: Progress,
+    place: Place,
+    attempt: int,
+    group: dist.ProcessGroup | None = None,
+) -> str:
+    """Write this worker's part of a state; the first worker publishes the record last.
+
+    Returns the checkpoint's folder. What one worker cannot write is a StorageError on all of them.
     """
     folder = runs.checkpoint_folder(run, progress.step, attempt)
-    with _writable(folder) as local:
-        with _translated(folder):
-            dcp_save(_state(trainable, optimizer), checkpoint_id=local)
-        if storage.is_uri(folder):
-            digests = storage.upload(local, folder)
-        else:
-            own = [path for path in local.iterdir() if _written_by(path.name, place.rank)]
-            digests = {path.name: storage.sha256(path) for path in own}
-    files = _merged(_gathered(digests))
+    parts = _gathered(_written(state, folder, place, group), group)
+    files = {name: digest for part in parts for name, digest in sorted(part.items())}
     if place.is_first:
         record = CheckpointRecord(
             step=progress.step,
@@ -77,12 +91,13 @@ def save(
     return folder
 
 
-def newest(run: Run, place: Place) -> CheckpointRecord | None:
+def newest(run: Run, place: Place, attempt: int) -> CheckpointRecord | None:
     """Return the newest checkpoint whose files match their digests; all workers get the same.
 
-    Damaged ones are deleted: the steps up to theirs come again, and would else count as older.
+    Damaged ones are deleted: the steps up to theirs come again, and would else count as older. So
+    is what earlier attempts began and never published.
     """
-    found: list[Any] = [_newest_sound(run) if place.is_first else None]
+    found: list[Any] = [_newest_sound(run, attempt) if place.is_first else None]
     if dist.is_initialized():
         dist.broadcast_object_list(found, src=0)
     record: CheckpointRecord | None = found[0]
@@ -100,24 +115,39 @@ def load(
     state: dict[str, Any] = {"model": dict(trainable)}
     if optimizer is not None:
         _create_state(optimizer)
-        state = _state(trainable, optimizer)
+        state = state_of(trainable, optimizer)
     with _readable(folder) as local, _translated(folder):
         dcp_load(state, checkpoint_id=local)
 
 
-def _newest_sound(run: Run) -> CheckpointRecord | None:
+def _newest_sound(run: Run, attempt: int) -> CheckpointRecord | None:
+    lost = runs.delete_unpublished(run, before=attempt)
     for record in runs.checkpoints(run):
         problems = runs.verify(run, record)
         if not problems:
             return record
         logger.warning("checkpoint of step %d is damaged: %s", record.step, "; ".join(problems))
         runs.delete_checkpoint(run, record)
+        lost += 1
+    if lost:
+        logger.warning("run '%s' has no sound checkpoint: IT STARTS AGAIN AT STEP 0", run.name)
     return None
 
 
-def _state(trainable: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    moments = {name: optimizer.state[parameter] for name, parameter in trainable.items()}
-    return {"model": dict(trainable), "optimizer": moments}
+def _written(
+    state: State, folder: str, place: Place, group: dist.ProcessGroup | None
+) -> dict[str, str] | StorageError:
+    """Return the digests of what this worker has written, or why they cannot be there."""
+    with _writable(folder) as local:
+        with _translated(folder):
+            dcp_save(state, storage_writer=Writer(local), process_group=group)
+        try:
+            if storage.is_uri(folder):
+                return storage.upload(local, folder)
+            own = [path for path in local.iterdir() if _written_by(path.name, place.rank)]
+            return {path.name: storage.sha256(path) for path in own}
+        except StorageError as error:
+            return error
 
 
 def _create_state(optimizer: torch.optim.Optimizer) -> None:
@@ -139,7 +169,6 @@ def _writable(folder: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as local:
             yield Path(local)
     else:
-        Path(folder).mkdir(parents=True, exist_ok=True)
         yield Path(folder)
 
 
@@ -160,11 +189,12 @@ def _translated(folder: str) -> Iterator[None]:
         yield
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
-        if not isinstance(causes[0], OSError):
-            raise
-        raise StorageError(
-            f"checkpoint {folder}: {first_line(causes[0])}", "free some space, or set storage=PATH"
-        ) from error
+        match causes[0]:
+            case StorageError() as told:
+                raise told from error
+            case OSError() as cause:
+                raise StorageError(f"checkpoint {folder}: {first_line(cause)}") from error
+        raise
 
 
 def _written_by(name: str, rank: int) -> bool:
@@ -172,13 +202,15 @@ def _written_by(name: str, rank: int) -> bool:
     return name.startswith(f"__{rank}_") or (rank == 0 and name == ".metadata")
 
 
-def _gathered(digests: dict[str, str]) -> list[dict[str, str]]:
-    if not dist.is_initialized():
-        return [digests]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, digests)
+def _gathered(
+    part: dict[str, str] | StorageError, group: dist.ProcessGroup | None
+) -> list[dict[str, str]]:
+    """Return every worker's part; an error that one of them had is raised on all."""
+    parts: list[Any] = [part]
+    if dist.is_initialized():
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, part, group)
+    for one in parts:
+        if isinstance(one, StorageError):
+            raise one
     return parts
-
-
-def _merged(parts: list[dict[str, str]]) -> dict[str, str]:
-    return {name: digest for part in parts for name, digest in sorted(part.items())}

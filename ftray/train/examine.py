@@ -21,7 +21,7 @@ from ftray.data.tokens.cache import ShardCache
 from ftray.data.tokens.manifest import REPORT, find_manifest, find_token_set
 from ftray.data.tokens.pipeline import Job, make_all, plan_tokens
 from ftray.data.tokens.rows import Rows
-from ftray.model.base import fetch, local_cache
+from ftray.model.base import fetch
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def examine(
             if job is not None:
                 with _progress_told(job):
                     make_all(job)
-    cache = ShardCache(local_cache(root) / "tokens", int(data.cache_gb * 1e9))
+    cache = ShardCache(storage.local_cache(root) / "tokens", int(data.cache_gb * 1e9))
     rows = _rows(train, cache)
     kept, aside = _split(rows, data)
     measured = measure(

@@ -6,6 +6,7 @@ from ray.exceptions import OutOfMemoryError as RayOutOfMemory
 from ray.exceptions import RayActorError
 
 from ftray.errors import FtrayError, OutOfMemoryError, TrainError, first_line
+from ftray.train.pulse import HungError
 
 
 def cause_of(failure: Exception) -> Exception:
@@ -30,10 +31,20 @@ def is_loss(cause: Exception) -> bool:
     at once, Ray only after some seconds without its heartbeat.
     """
     return (
-        isinstance(cause, RayActorError | ray.train.PreemptionError)
+        isinstance(cause, RayActorError | HungError)
         or type(cause).__name__ in _LOSSES
         or _is_from_a_collective(cause)
     )
+
+
+def is_preemption(cause: Exception) -> bool:
+    """Whether a machine was taken back before its workers had saved."""
+    return isinstance(cause, ray.train.PreemptionError)
+
+
+def is_out_of_memory(cause: Exception) -> bool:
+    """Whether a worker's GPU or its machine had too little memory."""
+    return isinstance(cause, OutOfMemoryError | RayOutOfMemory)
 
 
 def is_unplaced(failure: Exception) -> bool:
@@ -44,7 +55,7 @@ def is_unplaced(failure: Exception) -> bool:
 def explained(cause: Exception, losses: int) -> Exception:
     """Turn what Ray reports into an error that a user can act on; a bug stays what it is."""
     match cause:
-        case FtrayError():
+        case FtrayError() if not is_loss(cause):
             return cause
         case RayOutOfMemory():
             return OutOfMemoryError(
@@ -73,11 +84,19 @@ def _first_of(errors: list[Exception]) -> Exception:
 
 
 def _unwrapped(error: Exception) -> Exception:
-    """Return what a worker raised, out of Ray's own wrappers, which keep it as an attribute."""
+    """Return what a worker raised, out of Ray's own wrappers, which keep it as an attribute.
+
+    The text of one is the worker's traceback, which its error has lost on the way: a bug tells it.
+    """
     if isinstance(error, RayActorError | FtrayError):
         return error
     inner = [value for value in vars(error).values() if isinstance(value, Exception)]
-    return _unwrapped(inner[0]) if inner else error
+    if not inner:
+        return error
+    cause = _unwrapped(inner[0])
+    if type(error).__name__ == "UserExceptionWithTraceback" and not isinstance(cause, FtrayError):
+        cause.add_note(f"in a worker:\n{error}")
+    return cause
 
 
 def _is_from_a_collective(error: Exception) -> bool:

@@ -18,14 +18,14 @@ from ftray.data.batching.selection import eval_samples, training_samples
 from ftray.data.batching.stream import StreamBatches
 from ftray.data.limits import check, quick
 from ftray.data.tokens.cache import ShardCache
-from ftray.data.tokens.columns import Columns, joined
+from ftray.data.tokens.columns import Columns, address_of, joined
 from ftray.data.tokens.demand import Demand, Follower, Signals
 from ftray.data.tokens.maker import Making
 from ftray.data.tokens.manifest import TokenSet, publish_plan
 from ftray.data.tokens.pipeline import Job, make_all, plan_tokens
 from ftray.data.tokens.rows import Rows
+from ftray.data.tokens.shards import MOST_OPEN
 from ftray.errors import ClusterError, DataError
-from ftray.model.base import local_cache
 from ftray.runs import Run
 from ftray.train.usage import SourceUse, metric_of, write_plan
 
@@ -57,8 +57,19 @@ class Intake:
 
     def saved(self, step: int) -> None:
         """Say that a restart would begin at a step: what came before is not needed any more."""
-        if self._demand is not None and isinstance(self.batches, StreamBatches):
-            self._demand.needs_from(self.batches.window_of(step).first)
+        if self._demand is None or not isinstance(self.batches, StreamBatches):
+            return
+        if step < self.batches.total_steps:  # of what comes then nothing may be there, or be good
+            window = self.batches.window_of(step)
+            self._demand.needs(window.first, window.last)
+
+    def packs(self, step: int) -> list[Pack]:
+        """Return the packs of a global batch."""
+        packs = self.batches.packs(step)
+        if self._demand is not None:
+            samples = (sample for pack in packs for sample in pack)
+            self._demand.takes({(one.source, address_of(one.key)[:2]) for one in samples})
+        return packs
 
     def tokens_by_source(self, packs: Sequence[Pack]) -> dict[str, int]:
         """Count a global batch's tokens by source, as metrics; of a single source nothing."""
@@ -71,16 +82,29 @@ class Intake:
 
     def evals(self) -> "Evals | None":
         """Return the eval set, None where there is none."""
-        return _evals(self._config, self._run, self._feed, self.rows)
+        rows = self.rows
+        if self._feed.streams:  # to measure is not to come back to the first shards
+            cache = _cache(self._run, self._config.data)
+            rows = Rows(
+                self._feed.tokens, cache, Follower(Signals.of(self._run.folder).error, None)
+            )
+        return _evals(self._config, self._run, self._feed, rows)
 
     def _rows(self, feed: Feed, *, is_first: bool) -> Rows:
-        cache = _cache(self._run, self._config.data)
+        data = self._config.data
+        cache = _cache(self._run, data)
         if not feed.streams:
             return Rows(feed.tokens, cache)
         signals = Signals.of(self._run.folder)
-        if is_first and not self._config.data.keep_shards:
+        if is_first and not data.keep_shards:
             self._demand = Demand(signals.reached, self.sources)
-        return Rows(feed.tokens, cache, Follower(signals.error, self._demand))
+        return Rows(
+            feed.tokens,
+            cache,
+            Follower(signals.error, self._demand),
+            fails_on_bad_rows=data.on_bad_row == "fail",
+            most_open=MOST_OPEN if data.keep_shards else data.shards_ahead,
+        )
 
     def _batches(self) -> Batches:
         data, train = self._config.data, self._config.train
@@ -232,7 +256,7 @@ def _tell(key: str, overflow: Overflow) -> None:
 
 
 def _cache(run: Run, data: DataConfig) -> ShardCache:
-    return ShardCache(local_cache(run.root) / "tokens", int(data.cache_gb * 1e9))
+    return ShardCache(storage.local_cache(run.root) / "tokens", int(data.cache_gb * 1e9))
 
 
 def _seen_first(rows: Rows, *, streams: bool) -> Columns:

@@ -1,12 +1,12 @@
-"""One group of Ray Train workers from start to end, started again when a worker was lost."""
+"""The groups of Ray Train workers that train a run: started, watched, started again, resized."""
 
 import logging
 import os
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import ray
 import ray.train
@@ -15,51 +15,133 @@ from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from ftray import runs, storage
-from ftray.cluster import Allotment, free_resources
+from ftray import cluster, runs, storage
+from ftray.cluster import Allotment
 from ftray.errors import ClusterError, OutOfMemoryError, first_line
-from ftray.train.failures import cause_of, explained, is_loss, is_unplaced
+from ftray.train.failures import cause_of, is_unplaced
 from ftray.train.loop import Work, train
+from ftray.train.notice import HeedSigterm, ask_to_end, take_back
+from ftray.train.retries import Again, Ended, Retries
+from ftray.train.size import Size
+from ftray.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 10.0  # between two looks for room to grow
 
 
 def train_to_the_end(work: Work, allotment: Allotment, timeout_seconds: float) -> None:
     """Train until the last step, starting a new group when a worker or its machine was lost.
 
-    Only losses are tried again, at most `scaling.max_failures` times: a mistake or too little
-    memory would only come back. Each group goes on from the newest checkpoint in storage.
+    Each group goes on from the newest checkpoint in storage, an elastic one with as many workers
+    as there is room for. KeyboardInterrupt, when it is raised in here once, lets the workers save
+    before it goes on its way; a second one does not wait for them.
     """
-    losses = 0
+    scaling = work.config.scaling
+    retries = Retries(scaling.max_failures, work.micro_batch_size)
+    size = Size(scaling, allotment, timeout_seconds)
     while True:
         try:
-            _train_once(work, allotment, timeout_seconds)
-            return
-        except (ray.train.TrainingFailedError, RayActorError) as error:
-            failure = error
-        cause = cause_of(failure)
-        if is_unplaced(cause):
-            raise _unplaced(cause, allotment, timeout_seconds) from failure
-        losses += 1
-        if not is_loss(cause) or losses > work.config.scaling.max_failures:
-            raise explained(cause, losses) from failure
-        logger.warning("a worker was lost (%s): starting again", first_line(cause))
-        work = replace(work, attempt=runs.next_attempt(work.run))
+            ended = _train_once(work, size)
+            if ended.why == "finished":
+                return
+            again = retries.after_end(ended)
+        except (ray.train.TrainingFailedError, RayActorError) as failure:
+            if is_unplaced(cause := cause_of(failure)):
+                before = size.now
+                if not size.shrink():
+                    raise _unplaced(cause, before, timeout_seconds) from None
+                again = Again(f"{before} could not be placed", 0.0, work.micro_batch_size)
+            else:
+                again = retries.after_failure(failure, _last_step(work))
+        work = _made_ready(work, again, size)
 
 
-def _train_once(work: Work, allotment: Allotment, timeout_seconds: float) -> None:
+def _made_ready(work: Work, again: Again, size: Size) -> Work:
+    """Say why a group is started again, wait, and see how many workers it can have."""
+    before = size.now
+    logger.warning("%s: starting again", again.why)
+    runs.change_status(work.run, lambda status: replace(status, note=again.why))
+    time.sleep(again.wait_seconds)
+    size.fit(cluster.nodes())
+    if size.now != before:
+        logger.warning("going on with %s instead of %s", size.now, before)
+        work = replace(work, threads=size.now.threads)
+    attempt = runs.next_attempt(work.run)
+    return replace(work, attempt=attempt, micro_batch_size=again.micro_batch_size)
+
+
+def _train_once(work: Work, size: Size) -> Ended:
+    take_back(work.run)
+    group = _Group(_trainer(work, size.now, size.timeout_seconds))
+    try:
+        return group.ended(lambda: _grow(work, size))
+    except KeyboardInterrupt:
+        logger.warning("saving after this step, then pausing; Ctrl-C again stops at once")
+        ask_to_end(work.run)
+        try:
+            group.ended(lambda: None)
+        except (ray.train.TrainingFailedError, RayActorError) as failure:
+            said = first_line(cause_of(failure))
+            logger.warning("no checkpoint could be saved (%s): the one before holds", said)
+        raise
+
+
+def _grow(work: Work, size: Size) -> None:
+    if size.could_grow(cluster.nodes()):
+        logger.info("there is room for more workers: saving, then going on with them")
+        ask_to_end(work.run)
+
+
+class _Group:
+    """A group at work. Its thread waits for Ray, so that the caller's can see to other things.
+
+    In the main thread Ray Train would put a handler for Ctrl-C in place that ends the process.
+    """
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        self._trainer = trainer
+        self._result: Ended | Exception | None = None
+        self._done = threading.Event()  # a join that Ctrl-C interrupts calls the thread stopped
+        threading.Thread(target=self._run, name="training", daemon=True).start()
+
+    def ended(self, look: Callable[[], None]) -> Ended:
+        """Wait for the workers, and look around in the meantime; raises what made them fail."""
+        looked = time.monotonic()
+        while not self._done.wait(0.2):
+            if time.monotonic() - looked > _LOOK_SECONDS:
+                look()
+                looked = time.monotonic()
+        if isinstance(self._result, Ended):
+            return self._result
+        raise self._result or RuntimeError("the thread that trains has ended without a result")
+
+    def _run(self) -> None:
+        try:
+            result = self._trainer.fit()
+            self._result = result.return_value  # type: ignore[attr-defined]  # mypy sees the old class
+        except Exception as error:  # noqa: BLE001  # a thread's edge: raised again to who waits
+            self._result = error
+        finally:
+            self._done.set()
+
+
+def _trainer(work: Work, allotment: Allotment, timeout_seconds: float) -> TorchTrainer:
     # Ray's own list of checkpoints would refuse to start where we have deleted old ones.
     storage.delete(storage.join(work.run.folder, "checkpoints", "checkpoint_manager_snapshot.json"))
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(timeout_seconds)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a report waits for a poll
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")  # a grace may be 30 s
     resources = {"CPU": allotment.cpus, "GPU": allotment.gpus}
+    watchdog = Watchdog(work.config.scaling.step_timeout_seconds)
+    callbacks: list[Any] = [HeedSigterm(), watchdog]  # mypy sees the old class
     no_retries = FailureConfig(
         max_failures=0,
         controller_failure_limit=0,  # type: ignore[call-arg]  # mypy sees the old class
         max_preemption_failures=0,
     )
-    trainer = TorchTrainer(
-        _worker,
+    return TorchTrainer(
+        _worker,  # type: ignore[arg-type]  # what it returns comes back, though the type says not
         train_loop_config={"work": work},
         scaling_config=ScalingConfig(
             num_workers=allotment.workers,
@@ -71,32 +153,14 @@ def _train_once(work: Work, allotment: Allotment, timeout_seconds: float) -> Non
             storage_path=work.run.folder,
             failure_config=no_retries,
             checkpoint_config=CheckpointConfig(num_to_keep=None),
+            callbacks=callbacks,
         ),
     )
-    with _interruptible():
-        trainer.fit()
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt, here and afterwards.
-
-    Ray puts a handler in its place that stops the workers, ends the process with code 0, and is
-    never taken away again.
-    """
-    before = signal.getsignal(signal.SIGINT)
+def _worker(config: dict[str, Work]) -> Ended:
     try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
-
-
-def _worker(config: dict[str, Work]) -> None:
-    try:
-        train(config["work"])
+        return train(config["work"])
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
             f"a worker's GPU ran out of memory: {first_line(error)}",
@@ -105,9 +169,13 @@ def _worker(config: dict[str, Work]) -> None:
         ) from None
 
 
+def _last_step(work: Work) -> int:
+    return max((line["step"] for line in runs.read_metrics(work.run)), default=0)
+
+
 def _unplaced(cause: Exception, allotment: Allotment, timeout_seconds: float) -> ClusterError:
     return ClusterError(
-        f"{allotment} could not be placed within {timeout_seconds:g} s: {free_resources()}"
+        f"{allotment} could not be placed within {timeout_seconds:g} s: {cluster.free_resources()}"
         f" ({first_line(cause)})",
         "wait until other jobs end, or lower scaling.num_workers",
     )

@@ -5,25 +5,31 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import ray.train
 import torch
 from ray.train.torch import get_device
 
-from ftray import runs, storage
+from ftray import storage
 from ftray.config.run import FullConfig, RunConfig
-from ftray.errors import TrainError
 from ftray.model.base import fetch, load_tokenizer
 from ftray.model.shape import read_shape
 from ftray.runs import Run
+from ftray.storage.patience import patient
 from ftray.train import checkpoint
 from ftray.train.evaluation import Evaluation, Standing
 from ftray.train.feed import Feed, Intake
 from ftray.train.metrics import Line, MetricsFile, Sink, open_trackers
 from ftray.train.mfu import Speed
+from ftray.train.nans import Nans, not_a_number
+from ftray.train.notice import Notices
 from ftray.train.optim import build_optimizer, learning_rate, set_learning_rate
-from ftray.train.parallel import Place
-from ftray.train.step import micro_batch, share, train_step
+from ftray.train.parallel import Place, total
+from ftray.train.pulse import Limits, begin
+from ftray.train.retries import Ended
+from ftray.train.saver import Saver
+from ftray.train.step import StepResult, micro_batch, share, train_step
 from ftray.train.trainee import Trainee, build_trainee, random_state
 
 logger = logging.getLogger(__name__)
@@ -41,37 +47,50 @@ class Work:
     attempt: int
 
 
-def train(work: Work) -> None:
-    """Train from the newest sound checkpoint, or from the start, to the last step."""
-    training = _prepare(work)
-    try:
-        _train(training)
-    finally:
-        for sink in training.sinks:
-            sink.close()
+def train(work: Work) -> Ended:
+    """Train from the newest sound checkpoint, or from the start, to the last step.
+
+    Workers that are told to end save after their step, and return before the last one.
+    """
+    begin("starting", Limits(work.config.scaling.step_timeout_seconds).other)
+    with patient():
+        training = _prepare(work)
+        try:
+            return _train(training)
+        finally:
+            training.saver.close()
+            training.notices.close()
+            for sink in training.sinks:
+                sink.close()
 
 
-def _train(training: "_Training") -> None:
+def _train(training: "_Training") -> Ended:
     config, total_steps = training.work.config, training.intake.batches.total_steps
-    for step in range(training.start, total_steps):
+    last: Line = {"loss": None}
+    saved = done = training.start
+    while done < total_steps:
         if training.standing.is_stalled(config.eval.patience):
-            logger.info("stopped early after step %d: the eval loss stopped falling", step)
+            logger.info("stopped early after step %d: the eval loss stopped falling", done)
             break
-        line = _one_step(training, step)
+        if why := training.told():
+            if done > saved:
+                _save(training, done, last, is_best=False)
+            _saved(training)
+            return Ended(why, done)
+        line = _one_step(training, done)
         training.log(line)
-        done = step + 1
+        last = line if "loss" in line else last
+        done += 1
 
         # once in a while: evaluate, and remember the best
-        is_best = False
-        if training.evaluation and training.evaluation.is_due(done, training.intake.batches):
-            found = training.evaluation.measure(training.place)
-            _check_finite("eval loss", found.loss, done, config)
-            is_best = training.standing.take(found.loss)
-            training.log({"step": done, **found.line(), "time": time.time()})
+        is_best = _evaluated(training, done)
 
         # once in a while: save
         if is_best or done == total_steps or done % config.checkpoint.every_steps == 0:
-            _save(training, done, line, is_best=is_best)
+            _save(training, done, last, is_best=is_best)
+            saved = done
+    _saved(training)
+    return Ended("finished", done)
 
 
 @dataclass(frozen=True)
@@ -87,11 +106,23 @@ class _Training:
     speed: Speed
     standing: Standing
     sinks: list[Sink]
+    saver: Saver
+    notices: Notices
+    nans: Nans
+    limits: Limits
     start: int
 
     def log(self, line: Line) -> None:
         for sink in self.sinks:
             sink.write(line)
+
+    def told(self) -> Literal["asked", "preempted", ""]:
+        """Why to save and end now: what any worker was told, all do, after the same step."""
+        mine = [float(self.notices.is_asked), float(self.notices.is_preempted)]
+        asked, preempted = total(mine, self.place.device)
+        if preempted:
+            return "preempted"
+        return "asked" if asked else ""
 
 
 def _prepare(work: Work) -> _Training:
@@ -106,7 +137,7 @@ def _prepare(work: Work) -> _Training:
     optimizer = build_optimizer(trainee.attached.trainable.values(), config.train)
     intake = Intake(config, work.run, work.feed, is_first=place.is_first)
     evaluation = _evaluation(work, intake, trainee, folder)
-    record = checkpoint.newest(work.run, place)
+    record = checkpoint.newest(work.run, place, work.attempt)
     if record:
         checkpoint.load(work.run, record, trainee.attached.trainable, optimizer)
     start = record.step if record else 0
@@ -116,34 +147,46 @@ def _prepare(work: Work) -> _Training:
     shape = read_shape(folder)
     speed = Speed.of(shape, place.device, config.data.max_length, frozen_base=frozen)
     standing = Standing.of(record.metrics if record else {})
+    saver = Saver(work.run, place, work.attempt, config.checkpoint.keep)
     return _Training(
-        work, place, trainee, optimizer, intake, evaluation, speed, standing, sinks, start
+        work=work,
+        place=place,
+        trainee=trainee,
+        optimizer=optimizer,
+        intake=intake,
+        evaluation=evaluation,
+        speed=speed,
+        standing=standing,
+        sinks=sinks,
+        saver=saver,
+        notices=Notices(work.run, is_first=place.is_first),
+        nans=Nans(config.train),
+        limits=Limits(config.scaling.step_timeout_seconds),
+        start=start,
     )
 
 
 def _one_step(training: _Training, step: int) -> dict[str, int | float | None]:
     config, intake, place = training.work.config, training.intake, training.place
     began = time.perf_counter()
-    packs = intake.batches.packs(step)
+    begin(f"step {step + 1} (waiting for data)", training.limits.other)
+    packs = intake.packs(step)
     positions = share(len(packs), place, training.work.micro_batch_size)
     micro = [micro_batch(intake.rows, packs, some) for some in positions]
     waited = time.perf_counter() - began
 
+    begin(f"step {step + 1}", training.limits.step)
     random_state(config.train.seed, step, place.rank)
     rate = learning_rate(step, intake.batches.total_steps, config.train)
     set_learning_rate(training.optimizer, rate)
     result = train_step(training.trainee, micro, place, config.train, step)
-    # before the weights are touched: a checkpoint never holds what is no number
-    _check_finite("loss", result.loss, step + 1, config)
-    _check_finite("gradient's norm", result.grad_norm, step + 1, config)
-    training.optimizer.step()
-    training.optimizer.zero_grad()
+    is_taken = _update(training, step, result)
     taken = time.perf_counter() - began
+    training.limits.measured(taken - waited)
     return {
         "step": step + 1,
         "epoch": intake.batches.epoch_of(step),
-        "loss": result.loss,
-        "grad_norm": result.grad_norm,
+        **({"loss": result.loss, "grad_norm": result.grad_norm} if is_taken else {"skipped": 1}),
         "learning_rate": rate,
         "tokens": result.counts.tokens,
         "label_tokens": result.counts.label_tokens,
@@ -157,28 +200,74 @@ def _one_step(training: _Training, step: int) -> dict[str, int | float | None]:
     }
 
 
-def _check_finite(what: str, value: float, step: int, config: RunConfig) -> None:
-    if not math.isfinite(value):
-        raise TrainError(
-            f"the {what} became {value} at step {step}",
-            f"lower train.learning_rate ({config.train.learning_rate}), or look at the data",
-        )
+def _update(training: _Training, step: int, result: StepResult) -> bool:
+    """Update the weights, unless the loss is no number: a checkpoint never holds what is none.
+
+    A rewind undoes the updates since the newest checkpoint, and goes on with the next batch: the
+    same batches again would end the same way.
+    """
+    decision = training.nans.decide(step + 1, result.loss, result.grad_norm)
+    if decision == "update":
+        training.optimizer.step()
+    training.optimizer.zero_grad()
+    if decision != "update" and training.place.is_first:
+        logger.info("step %d: loss %s: train.on_nan=%s", step + 1, result.loss, decision)
+    if decision == "rewind":
+        _rewind(training, step + 1, result.loss)
+    return decision == "update"
+
+
+def _rewind(training: _Training, step: int, loss: float) -> None:
+    work = training.work
+    _saved(training)
+    record = checkpoint.newest(work.run, training.place, work.attempt)
+    if record is None:
+        raise not_a_number("loss", loss, step, work.config.train)
+    trainable = training.trainee.attached.trainable
+    checkpoint.load(work.run, record, trainable, training.optimizer)
+
+
+def _evaluated(training: _Training, done: int) -> bool:
+    """Evaluate if it is time to; returns whether it was the best so far."""
+    evaluation = training.evaluation
+    if evaluation is None or not evaluation.is_due(done, training.intake.batches):
+        return False
+    begin(f"the evaluation after step {done}", training.limits.other)
+    found = evaluation.measure(training.place)
+    if not math.isfinite(found.loss):
+        raise not_a_number("eval loss", found.loss, done, training.work.config.train)
+    is_best = training.standing.take(found.loss)
+    training.log({"step": done, **found.line(), "time": time.time()})
+    return is_best
 
 
 def _save(training: _Training, done: int, line: Line, *, is_best: bool) -> None:
-    work, place = training.work, training.place
+    """Begin to save the state after step `done`; the save before it is waited for."""
+    begin(f"the checkpoint of step {done}", training.limits.other)
+    training.nans.saved()
     metrics = {"loss": float(line["loss"] or 0.0), **training.standing.numbers()}
-    progress = checkpoint.Progress(done, metrics, is_best, work.micro_batch_size)
+    micro = training.work.micro_batch_size
+    progress = checkpoint.Progress(done, metrics, is_best, micro)
+
+    def flush() -> None:
+        for sink in training.sinks:
+            sink.flush()  # a restart from this checkpoint finds the lines of all steps before it
+
+    _saved(training)
     trainable = training.trainee.attached.trainable
-    for sink in training.sinks:
-        sink.flush()  # a restart from this checkpoint finds the lines of all steps before it
-    folder = checkpoint.save(work.run, trainable, training.optimizer, progress, place, work.attempt)
-    if place.is_first:
-        runs.prune(work.run, work.config.checkpoint.keep)
-        training.intake.saved(done)
+    training.saver.save(trainable, training.optimizer, progress, flush)
+
+
+def _saved(training: _Training) -> None:
+    """Wait for the save that is under way, if one is, and tell who counts on it."""
+    if (saved := training.saver.wait()) is None:
+        return
+    step, is_first = saved.progress.step, training.place.is_first
+    if is_first:
+        training.intake.saved(step)
     ray.train.report(
-        {"step": done, **metrics},
-        checkpoint=ray.train.Checkpoint(folder) if place.is_first else None,
+        {"step": step, **saved.progress.metrics},
+        checkpoint=ray.train.Checkpoint(saved.folder) if is_first else None,
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
     )
 

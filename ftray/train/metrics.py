@@ -2,18 +2,17 @@
 
 import json
 import math
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from threading import Lock
 from typing import Protocol
-
-from tensorboardX import SummaryWriter
 
 from ftray import runs, storage
 from ftray.config.run import RunConfig
 from ftray.errors import ConfigError
 from ftray.runs import Run
+from ftray.storage.patience import tried
+from ftray.train.board import TensorBoard
 
 Value = int | float | str | None
 Line = Mapping[str, Value]
@@ -28,7 +27,7 @@ class Sink(Protocol):
         """Take the numbers of one step or one evaluation; `step` is among them."""
 
     def flush(self) -> None:
-        """Make everything that was written durable."""
+        """Make everything that was written durable; it comes from the thread that saves."""
 
     def close(self) -> None:
         """Flush, and let go."""
@@ -46,16 +45,18 @@ class MetricsFile:
         self._path = storage.join(run.folder, "metrics.jsonl")
         self._lines = [_encoded(line) for line in runs.read_metrics(run) if line["step"] <= start]
         self._put_at = 0.0
+        self._putting = Lock()  # what was put last has all lines
+        self._size = 0
         self._put()
 
     def write(self, line: Line) -> None:
         """Append one line; on an object store it is visible within ten seconds."""
         if not storage.is_uri(self._path):
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(_encoded(line))
+            data = _encoded(line).encode()
+            tried("cannot write", self._path, lambda: self._append(data))
             return
         self._lines.append(_encoded(line))
-        if time.monotonic() - self._put_at > _PUT_SECONDS:
+        if time.monotonic() - self._put_at > _PUT_SECONDS and not self._putting.locked():
             self._put()
 
     def flush(self) -> None:
@@ -67,9 +68,19 @@ class MetricsFile:
         """Put what is not yet visible."""
         self.flush()
 
+    def _append(self, data: bytes) -> None:
+        with open(self._path, "r+b") as file:
+            file.truncate(self._size)  # a try before this one may have left half a line
+            file.seek(self._size)
+            file.write(data)
+        self._size += len(data)
+
     def _put(self) -> None:
-        storage.write(self._path, "".join(self._lines).encode())
-        self._put_at = time.monotonic()
+        with self._putting:
+            data = "".join(self._lines).encode()
+            storage.write(self._path, data)
+            self._size = len(data)
+            self._put_at = time.monotonic()
 
 
 def open_trackers(config: RunConfig, run: Run, start: int) -> Sequence[Sink]:
@@ -90,40 +101,6 @@ def _open_tracker(kind: str, config: RunConfig, run: Run, start: int) -> Sink:
         raise ConfigError(
             f"tracking: {kind} needs the package {error.name}", f"pip install 'ftray[{kind}]'"
         ) from None
-
-
-class TensorBoard:
-    """Event files under the run's folder: `tensorboard --logdir <root>/runs`."""
-
-    def __init__(self, run: Run, start: int) -> None:
-        self._folder = storage.join(run.folder, "tensorboard")
-        # tensorboardX has clients of its own for some stores: we write here, and upload
-        is_remote = storage.is_uri(self._folder)
-        self._staging = tempfile.TemporaryDirectory() if is_remote else None
-        self._writer = SummaryWriter(
-            self._staging.name if self._staging else self._folder, purge_step=start + 1
-        )
-
-    def write(self, line: Line) -> None:
-        """Write each number as a scalar of its step, and each text as a text."""
-        for key, value in line.items():
-            if isinstance(value, str):
-                self._writer.add_text(key, value, line["step"])
-            elif value is not None and key not in ("step", "time"):
-                self._writer.add_scalar(key, value, line["step"])
-
-    def flush(self) -> None:
-        """Write out the event file."""
-        self._writer.flush()
-        if self._staging:
-            storage.upload(Path(self._staging.name), self._folder)
-
-    def close(self) -> None:
-        """Flush, and let go of the event file."""
-        self._writer.close()
-        if self._staging:
-            storage.upload(Path(self._staging.name), self._folder)
-            self._staging.cleanup()
 
 
 class MLflow:

@@ -91,7 +91,7 @@ def choose_micro_batch(config: RunConfig, shape: ModelShape | None, worker: Work
         return config.train.micro_batch_size
     if shape is None or worker.memory is None:
         return 1
-    share = config.train.global_batch_size // config.scaling.num_workers
+    share = config.train.global_batch_size // config.scaling.most_workers
     divisors = [micro for micro in range(1, share + 1) if share % micro == 0]
     fitting = [m for m in divisors if estimate(config, shape, worker, m).peak <= worker.memory]
     return max(fitting, default=1)
@@ -100,7 +100,7 @@ def choose_micro_batch(config: RunConfig, shape: ModelShape | None, worker: Work
 def worker_of(config: RunConfig, cluster: ClusterConfig | None, machine: Machine) -> Worker:
     """Say what one training worker runs on: a GPU or its share of one, or a share of a host."""
     nodes = _nodes(cluster, machine)
-    gpus, count = config.scaling.gpus_per_worker, config.scaling.num_workers
+    gpus, count = config.scaling.gpus_per_worker, config.scaling.most_workers
     with_gpus = [node for node in nodes if node.gpus]
     if gpus == "auto":
         gpus = 1.0 if with_gpus else 0.0
@@ -152,12 +152,12 @@ def _on_cpu(
 
 
 def _batch(config: RunConfig, micro: int) -> BatchPlan:
-    size, workers = config.train.global_batch_size, config.scaling.num_workers
+    size, workers = config.train.global_batch_size, config.scaling.most_workers
     return BatchPlan(
         size=size,
         workers=workers,
         micro=micro,
-        accumulation=size // (workers * micro),
+        accumulation=-(-size // (workers * micro)),
         unit="packs" if config.data.packing else "rows",
         max_tokens=size * config.data.max_length,
     )
@@ -165,7 +165,7 @@ def _batch(config: RunConfig, micro: int) -> BatchPlan:
 
 def _shortage(config: RunConfig, worker: Worker, nodes: list[NodesConfig]) -> str:
     scaling = config.scaling
-    count, cpus, gpus = scaling.num_workers, scaling.cpus_per_worker, scaling.gpus_per_worker
+    count, cpus, gpus = scaling.least_workers, scaling.cpus_per_worker, scaling.gpus_per_worker
     wanted = 0.0 if worker.device == "cpu" else count * (1.0 if gpus == "auto" else gpus)
     found = sum(node.count * node.gpus for node in nodes)
     if nodes and wanted > found:

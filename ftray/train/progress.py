@@ -92,7 +92,7 @@ class _Watcher(threading.Thread):
             if "loss" in line:
                 self._step = line["step"]
                 bar.update(task, completed=self._step, numbers=_numbers(line))
-            elif line["step"] > self._evaluated:
+            elif "eval_loss" in line and line["step"] > self._evaluated:
                 self._evaluated = line["step"]
                 bar.console.print(_evaluation(line), highlight=False, markup=False)
 

@@ -12,7 +12,7 @@ from ftray.config.run import BUILTIN_MODEL, FullConfig, LoraConfig, ModelConfig,
 from ftray.data.rendering.template import ChatTemplate
 from ftray.errors import TrainError
 from ftray.model.adapter import Attached
-from ftray.model.base import fetch, fingerprint, load_tokenizer, local_cache, tokenizer_digest
+from ftray.model.base import fetch, fingerprint, load_tokenizer, tokenizer_digest
 from ftray.model.export import (
     BaseName,
     export_adapter,
@@ -83,7 +83,7 @@ def merge_published(root: str, ref: str, out: Path, dtype: str) -> float:
         )
     changes = {"name": record.base.name, "revision": record.base.revision, "dtype": dtype}
     model = ModelConfig.model_validate(changes)
-    adapter = registry.fetch_adapter(root, record, local_cache(root))
+    adapter = registry.fetch_adapter(root, record, storage.local_cache(root))
     return merge(adapter, fetch(model, root), out, model)
 
 

@@ -1,9 +1,12 @@
 """The status of a run while its driver works: kept fresh from start to end, and how it ended."""
 
 import logging
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from threading import Event, Thread
 
 from ftray import runs
@@ -27,7 +30,8 @@ def status_kept(run: Run) -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         _set_state(run, "paused")
-        logger.warning("run '%s' is paused: the same command goes on with it", run.name)
+        step = max((line["step"] for line in runs.read_metrics(run)), default=0)
+        logger.warning("run '%s' is paused after step %d; go on: %s", run.name, step, _command())
         raise
     except BaseException as error:
         _set_state(run, "failed", str(error))
@@ -53,6 +57,13 @@ def _beat(run: Run, done: Event) -> None:
             _set_state(run, "running")
         except StorageError as error:  # the next beat may get through
             logger.warning("the run's status cannot be written: %s", error.message)
+
+
+def _command() -> str:
+    """The command line that began this, where it is ours: the same one goes on with the run."""
+    program, *arguments = sys.argv
+    is_ours = Path(program).name == "ftray" or Path(program).parts[-2:] == ("ftray", "__main__.py")
+    return shlex.join(["ftray", *arguments]) if is_ours else "call it again"
 
 
 def _set_state(run: Run, state: State, error: str | None = None) -> None:

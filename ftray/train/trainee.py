@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from ftray import registry
+from ftray import registry, storage
 from ftray.config.run import FullConfig, LoraConfig, ModelConfig, RunConfig
 from ftray.model import loss
 from ftray.model.adapter import Attached, attach
-from ftray.model.base import load_base, local_cache, resolve_dtype
+from ftray.model.base import load_base, resolve_dtype
 from ftray.model.export import load_adapter
 from ftray.model.loss import LanguageModel
 from ftray.train.parallel import Place, replicate, shard
@@ -86,7 +86,7 @@ def _start_from(ref: str, config: RunConfig, attached: Attached, folder: Path, r
     """Fill in the weights of the published version that `adapter.init_from` names."""
     record = registry.resolve(root, ref)
     check_base(record, folder)
-    published = registry.fetch_adapter(root, record, local_cache(root))
+    published = registry.fetch_adapter(root, record, storage.local_cache(root))
     match config.adapter:
         case LoraConfig() as adapter:
             load_adapter(attached, adapter, published)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ftray import registry
+from ftray import registry, storage
 from ftray.config.base import apply, parse_overrides, validated
 from ftray.config.data import sources_of
 from ftray.config.paths import anchored
@@ -15,7 +15,7 @@ from ftray.config.run import LoraConfig, ModelConfig, RunConfig
 from ftray.data.sources import check_sources, read_rows
 from ftray.errors import ConfigError, ModelError
 from ftray.model.adapter import attach, load_adapter_state
-from ftray.model.base import fetch, fingerprint, load_base, load_tokenizer, local_cache
+from ftray.model.base import fetch, fingerprint, load_base, load_tokenizer
 from ftray.model.export import read_adapter_weights
 from ftray.model.foreign import check_adapter
 from ftray.model.lora import Routing
@@ -39,7 +39,7 @@ def evaluate(ref: str, data: str, overrides: Sequence[str] = (), *, root: str) -
 
 def load_tuned(record: AdapterRecord, root: str) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     """Load a published model, and the tokenizer and chat template that travel with it."""
-    folder = registry.fetch_adapter(root, record, local_cache(root))
+    folder = registry.fetch_adapter(root, record, storage.local_cache(root))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _model_config(record)
     if record.kind == "full":

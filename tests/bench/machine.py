@@ -19,7 +19,7 @@ def describe() -> dict[str, Any]:
         **{package: version(package) for package in PACKAGES},
         "ftray": version("ftray"),
         "commit": _git("rev-parse", "--short", "HEAD"),
-        "changed_since": bool(_git("status", "--porcelain", "--", "ftray")),
+        "changed_since": bool(_git("status", "--porcelain", "--", ":/ftray")),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "cores_used": len(os.sched_getaffinity(0)),

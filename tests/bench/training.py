@@ -21,7 +21,7 @@ STEPS = 40
 def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
     root = Path(settings["root"])
-    model = _small_model(Path(settings["model"]), root / "model")
+    model = small_model(Path(settings["model"]), root / "model")
     run = root / "run.yaml"
     run.write_text(yaml.safe_dump(_run(model, settings)))
     subprocess.run([sys.executable, "-m", "ftray", "train", str(run)], check=True)
@@ -51,7 +51,8 @@ def _waits(steps: list[dict[str, Any]], made: float) -> dict[str, Any]:
     }
 
 
-def _small_model(whole: Path, folder: Path) -> Path:
+def small_model(whole: Path, folder: Path) -> Path:
+    """Put the first two layers of a model into a folder, with its tokenizer."""
     model = AutoModelForCausalLM.from_pretrained(whole, num_hidden_layers=LAYERS)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(whole).save_pretrained(folder)

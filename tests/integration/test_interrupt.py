@@ -1,4 +1,4 @@
-"""Ctrl-C, or a kill, pauses a run; the same command goes on with it."""
+"""Ctrl-C, or a kill, saves and pauses a run; the same command goes on with it."""
 
 import json
 import signal
@@ -26,7 +26,7 @@ name: paused
 model: {{name: {small_model}}}
 data: {{train: train.jsonl, format: prompt_completion, max_length: 128}}
 train: {{max_steps: 60, global_batch_size: 4, micro_batch_size: 2}}
-checkpoint: {{every_steps: 2}}
+checkpoint: {{every_steps: 50}}
 storage: root
 """)
     (tmp_path / "cluster.yaml").write_text("num_cpus: 4\n")
@@ -41,6 +41,9 @@ storage: root
     assert first.returncode == 130, shown
     status = runs.read_status(run)
     assert (status.state, status.error) == ("paused", None)
+    assert b"go on: ftray train run.yaml --cluster cluster.yaml" in shown[1]
+    done = max(line["step"] for line in runs.read_metrics(run))
+    assert runs.checkpoints(run)[0].step == done  # no step is lost
     subprocess.run([*command, "train.max_steps=60"], cwd=tmp_path, check=True, timeout=400)
     status = runs.read_status(run)
     assert (status.state, status.step, status.attempts) == ("succeeded", 60, 2)

@@ -43,6 +43,27 @@ def test_auto_is_an_equal_share_that_every_machine_can_hold(
     check_fit(found, None, machines)
 
 
+@pytest.mark.parametrize(
+    ("machines", "workers"),
+    [
+        ([node(16, gpus=4)], 4),
+        ([node(16, gpus=4), node(16, gpus=4)], 6),  # no more than the most
+        ([node(5)], 4),  # on CPUs one each, and one is left for reads
+        ([node(1)], 2),  # the least, each with a part of a CPU
+    ],
+)
+def test_an_elastic_run_gets_as_many_workers_as_there_is_room_for(
+    machines: list[Node], workers: int
+) -> None:
+    elastic = ScalingConfig.model_validate({"num_workers": {"min": 2, "max": 6}})
+    assert allot(elastic, machines).workers == workers
+
+
+def test_an_elastic_run_can_be_held_below_what_found_no_place() -> None:
+    elastic = ScalingConfig.model_validate({"num_workers": {"max": 8}})
+    assert allot(elastic, [node(16)], most=3).workers == 3
+
+
 def test_auto_takes_a_gpu_each_where_there_are_some() -> None:
     assert allot(scaling(2), [node(8)]).gpus == 0
     assert allot(scaling(2), [node(8, gpus=4)]).gpus == 1

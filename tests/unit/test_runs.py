@@ -335,14 +335,16 @@ def test_prune_keeps_the_newest_and_the_best(root):
     assert runs.prune(run, keep=2) == []
 
 
-def test_prune_removes_what_an_earlier_attempt_never_published(root):
+def test_what_earlier_attempts_never_published_goes_and_damaged_records_are_counted(root):
     run = runs.open_run(root, CONFIG)
     folder = storage.join(run.folder, "checkpoints")
     for name in ("step-000100-a1", "step-000100-a2"):
         storage.write(storage.join(folder, name, "weights"), b"")
-    put_checkpoint(run, 50, attempt=2)
-    runs.prune(run, keep=2)
-    assert storage.names(folder) == ["step-000050-a2", "step-000100-a2"]  # a2 may be on its way
+    storage.write(storage.join(folder, "step-000200-a1", "record.json"), b'{"schema": 1, "st')
+    whole = put_checkpoint(run, 50, attempt=1)
+    assert runs.delete_unpublished(run, before=2) == 1
+    assert storage.names(folder) == ["step-000050-a1", "step-000100-a2"]  # a2 may be on its way
+    assert runs.checkpoints(run) == [whole]
 
 
 def test_an_interrupted_run_deletion_leaves_a_run_that_can_be_deleted(tmp_path, monkeypatch):

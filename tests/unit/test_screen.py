@@ -3,13 +3,13 @@
 import pytest
 from rich.console import Console
 
-from ftray import screen
 from ftray.config.data import DataConfig
 from ftray.config.run import TrainConfig
 from ftray.data.rendering.chat import Tokens
 from ftray.data.report.quality import BadRow, BadRows, RowSet, measure
 from ftray.data.report.verdict import judge
 from ftray.data.tokens.memory import MemoryRows
+from ftray.screen import data
 from ftray.train.examine import Examined
 
 
@@ -21,15 +21,15 @@ def found() -> Examined:
     bad = BadRows([1], {"not JSON": 1}, [BadRow("train.jsonl line 7", "not JSON", "")])
     train = RowSet(table.columns, table, ["train.jsonl"], bad)
     evals = RowSet(table.columns.at(slice(5)), table, ["eval.jsonl"], BadRows([0]))
-    data = DataConfig(train="x", max_length=64, limits={"overlap": 0.1})
-    quality = measure(train, evals, data, TrainConfig(epochs=1), str)
-    return Examined("demo", quality, judge(quality, data), "tokens/1/report.html")
+    config = DataConfig(train="x", max_length=64, limits={"overlap": 0.1})
+    quality = measure(train, evals, config, TrainConfig(epochs=1), str)
+    return Examined("demo", quality, judge(quality, config), "tokens/1/report.html")
 
 
 def test_a_report_fits_one_screen_and_ends_with_the_verdict(found: Examined):
     console = Console(width=80, record=True, markup=False, highlight=False)
     with console.capture() as shown:
-        console.print(screen.data_report(found))
+        console.print(data.report(found))
     lines = shown.get().splitlines()
     assert len(lines) <= 24
     said = "\n".join(lines)

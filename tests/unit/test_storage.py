@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -51,6 +52,35 @@ def test_a_local_root_is_absolute_and_a_uri_stays_as_it_is(monkeypatch, tmp_path
     assert storage.storage_root("here") == str(tmp_path / "here")
     assert storage.storage_root("file:///data") == "/data"
     assert storage.storage_root("s3://bucket/ftray") == "s3://bucket/ftray"
+
+
+def test_far_roots_use_a_cache_on_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("FTRAY_HOME", str(tmp_path))
+    assert storage.local_cache("s3://bucket/ftray") == tmp_path / "cache"
+    assert storage.local_cache("/data/ftray").as_posix() == "/data/ftray/cache"
+
+
+def test_all_that_takes_space_is_listed_with_its_age_half_written_files_too(root, source):
+    storage.upload(source, f"{root}/folder")
+    storage.write(f"{root}/folder/.weights.0123abcd.tmp", b"half")
+    held = {file.name: file for file in storage.contents(f"{root}/folder")}
+    sizes = {".weights.0123abcd.tmp": 4, "deep/.metadata": 1, "record.json": 2, "weights": 3000000}
+    assert {name: file.size for name, file in held.items()} == sizes
+    assert all(
+        time.time() - 60 < file.changed <= file.used <= time.time() for file in held.values()
+    )
+    assert [name for name in held if storage.is_staging_name(name)] == [".weights.0123abcd.tmp"]
+    assert storage.contents(f"{root}/gone") == []
+
+
+def test_a_deleted_folder_is_gone_as_a_whole(tmp_path, source):
+    (source / "weights").unlink()
+    (source / "weights").mkdir()
+    (source / "weights" / "open").write_bytes(b"w")
+    with (source / "weights" / "open").open("ab") as still_written:
+        storage.delete(str(source))
+        still_written.write(b"more")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("start", ["s3://bucket", "s3://bucket/", "/data", "/data/"])
@@ -189,7 +219,7 @@ def test_delete_can_keep_one_child(root, source):
     assert storage.names(root) == ["weights"]
 
 
-def test_an_interrupted_delete_has_already_taken_the_record(tmp_path, source, monkeypatch):
+def test_what_an_interrupted_delete_leaves_is_no_folder_any_more(tmp_path, source, monkeypatch):
     folder = tmp_path / "v"
     storage.upload(source, str(folder))
 
@@ -199,7 +229,9 @@ def test_an_interrupted_delete_has_already_taken_the_record(tmp_path, source, mo
     monkeypatch.setattr("shutil.rmtree", interrupted)
     with pytest.raises(StorageError, match="Input/output error"):
         storage.delete(str(folder))
-    assert storage.names(str(folder)) == ["deep", "weights"]
+    assert not storage.exists(str(folder))
+    left = {file.name.partition("/")[0] for file in storage.contents(str(tmp_path))} - {"source"}
+    assert [storage.is_staging_name(name) for name in left] == [True]
 
 
 def test_errors_name_the_path_and_the_way_out(tmp_path):

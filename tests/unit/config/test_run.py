@@ -74,6 +74,10 @@ def test_rslora_divides_by_the_root_of_the_rank():
     ("overrides", "message"),
     [
         (["train.global_batch_size=6", "scaling.num_workers=4"], "not a multiple .* next: 8"),
+        (["scaling.num_workers={min: 4, max: 2}"], "min=4 is above max=2"),
+        (["scaling.num_workers={max: 32}"], "less than scaling.num_workers.max=32 × .* no work"),
+        (["scaling.num_workers={mx: 2}"], r"scaling\.num_workers\.mx: unknown key; did you mean"),
+        (["scaling.num_workers=0"], r"scaling\.num_workers: "),
         (["train.micro_batch_size=5"], "not a multiple .* next: 20"),
         (["train={learning_rate: 1e-4}"], "set epochs, max_steps, or both"),
         (["train.warmup_steps=10"], "warmup_steps must be below max_steps"),
@@ -112,3 +116,17 @@ def test_exponents_without_a_dot_are_numbers_too(run_file: Path):
 def test_one_path_and_several_read_alike():
     a, b = SourceConfig(path="a"), SourceConfig(path="b")
     assert (sources_of("a"), sources_of(["a", "b"]), sources_of(None)) == ([a], [a, b], [])
+
+
+def test_a_number_of_workers_is_one_or_a_range(run_file: Path):
+    fixed = load(run_file, "scaling.num_workers=4").scaling
+    assert (fixed.least_workers, fixed.most_workers) == (4, 4)
+    elastic = load(run_file, "scaling.num_workers={max: 5}").scaling  # 16 packs: need not divide
+    assert (elastic.least_workers, elastic.most_workers) == (1, 5)
+    part = load(run_file, "scaling.num_workers.min=2", "scaling.num_workers.max=3").scaling
+    assert (part.least_workers, part.most_workers) == (2, 3)
+
+
+def test_an_elastic_full_run_is_sharded_as_with_its_most_workers(run_file: Path):
+    elastic = "scaling.num_workers={max: 2}"
+    assert load(run_file, "adapter={method: full}", elastic).strategy == "fsdp"

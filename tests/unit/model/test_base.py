@@ -17,7 +17,6 @@ from ftray.model.base import (
     fingerprint,
     load_base,
     load_tokenizer,
-    local_cache,
     tokenizer_digest,
 )
 
@@ -116,13 +115,6 @@ def test_a_fingerprint_takes_hugging_faces_word_for_its_blobs(tiny_folder, tmp_p
     (other / "model.safetensors").symlink_to(tmp_path / ("cd" * 32))
 
     assert fingerprint(tmp_path) != fingerprint(other)
-
-
-def test_far_roots_use_a_cache_on_this_machine(tmp_path, monkeypatch):
-    monkeypatch.setenv("FTRAY_HOME", str(tmp_path))
-
-    assert local_cache("s3://bucket/ftray") == tmp_path / "cache"
-    assert local_cache("/data/ftray").as_posix() == "/data/ftray/cache"
 
 
 def test_auto_means_fp32_on_cpu(tiny_folder):

@@ -25,6 +25,7 @@ from ftray.runs import Run
 from ftray.train import checkpoint
 from ftray.train.optim import build_optimizer
 from ftray.train.parallel import Place, shard
+from ftray.train.saver import Saver
 from ftray.train.step import MicroBatch, StepResult, share, train_step
 from ftray.train.trainee import Trainee
 
@@ -41,6 +42,7 @@ ADAPTERS: dict[str, AdapterConfig] = {
     "full-recomputed": FullConfig(),
 }
 
+SAVED = {"full": "fsdp", "lora": "ddp"}
 
 TOGETHER = [(kind, way) for kind in ADAPTERS for way in ("ddp", "fsdp") if kind[-3:] != "ted"] + [
     ("lora-recomputed", "fsdp"),
@@ -131,23 +133,27 @@ def trained(folder: Path, kind: str, strategy: str, place: Place) -> Seen:
     )
 
 
-def saved_midway(folder: Path, run: Run, place: Place) -> float:
-    """Train sharded, save, and return the loss of the step after that."""
-    made = learner(folder, "full", "fsdp", place)
+def saved_midway(folder: Path, root: str, kind: str, place: Place) -> float:
+    """Train, save while the next step is taken, and return the loss of the step after that."""
+    made = learner(folder, kind, SAVED[kind], place)
     for step in range(STEPS):
         made.step(step)
     made.trainee.model.generate([[1, 2, 3]], 2, [0], in_step=True)  # as before a save in training
+    saver = Saver(Run(root, kind), place, attempt=1, keep=1)
     progress = checkpoint.Progress(STEPS, {}, is_best=False, micro_batch_size=MICRO)
-    trainable = made.trainee.attached.trainable
-    checkpoint.save(run, trainable, made.optimizer, progress, place, attempt=1)
+    saver.save(made.trainee.attached.trainable, made.optimizer, progress)
     made.step(STEPS)
+    saved = saver.wait()
+    assert saved is not None
+    assert saved.progress == progress
+    saver.close()
     return made.step(STEPS + 1).loss
 
 
-def gone_on(folder: Path, run: Run, place: Place) -> float:
+def gone_on(folder: Path, root: str, kind: str, place: Place) -> float:
     """Load what two workers saved, and return the loss of the step after the next one."""
-    made = learner(folder, "full", "ddp", place)
-    record = checkpoint.newest(run, place)
+    made, run = learner(folder, kind, "ddp", place), Run(root, kind)
+    record = checkpoint.newest(run, place, attempt=2)
     assert record is not None
     assert record.world_size == 2
     checkpoint.load(run, record, made.trainee.attached.trainable, made.optimizer)
@@ -158,19 +164,18 @@ def gone_on(folder: Path, run: Run, place: Place) -> float:
 def main(rank: int, folder: Path, root: Path) -> None:
     torch.set_num_threads(1)
     lone, place = Place(0, 1, torch.device("cpu")), Place(rank, 2, torch.device("cpu"))
-    run = Run(str(root), "sharded")
     dist.init_process_group("gloo", init_method=f"file://{root}/store", rank=rank, world_size=2)
     together = {
         f"{kind} {strategy}": asdict(trained(folder, kind, strategy, place))
         for kind, strategy in TOGETHER
     }
-    two = saved_midway(folder, run, place)
+    two = {kind: saved_midway(folder, str(root), kind, place) for kind in SAVED}
     dist.destroy_process_group()
     share_of_kinds = list(ADAPTERS)[rank::2]
     alone = {kind: asdict(trained(folder, kind, "ddp", lone)) for kind in share_of_kinds}
     seen = {"together": together, "alone": alone, "after saving": two}
     if rank == 1:
-        seen["after loading"] = gone_on(folder, run, lone)
+        seen["after loading"] = {kind: gone_on(folder, str(root), kind, lone) for kind in SAVED}
     (root / f"{rank}.json").write_text(json.dumps(seen))
 
 

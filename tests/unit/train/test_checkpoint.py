@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from ftray import runs
+from ftray import runs, storage
 from ftray.errors import StorageError
 from ftray.runs import CheckpointRecord, Run
 from ftray.train import checkpoint
@@ -102,26 +102,76 @@ def test_of_qlora_only_the_adapter_and_its_moments_are_saved(
     assert len(saved) == 4 * len(made.trainable)  # values, two moments, and how many steps
 
 
-def test_a_damaged_checkpoint_is_deleted_and_an_older_one_is_taken(
-    learner: Learning, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def change(path: str, make: Callable[[bytes], bytes]) -> None:
+    storage.write(path, make(storage.read(path)))
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]  # one bit
+
+
+DAMAGES: dict[str, Callable[[str], None]] = {
+    "a flipped bit": lambda folder: change(f"{folder}/__0_0.distcp", flipped),
+    "a torn file": lambda folder: change(f"{folder}/__0_0.distcp", lambda data: data[:-100]),
+    "an empty file": lambda folder: change(f"{folder}/.metadata", lambda data: b""),
+    "a missing file": lambda folder: storage.delete(f"{folder}/__0_0.distcp"),
+    "no metadata": lambda folder: storage.delete(f"{folder}/.metadata"),
+    "a torn record": lambda folder: change(f"{folder}/record.json", lambda data: data[:40]),
+    "an empty record": lambda folder: change(f"{folder}/record.json", lambda data: b""),
+    "another record": lambda folder: change(f"{folder}/record.json", lambda data: b'{"schema": 1}'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_reported_and_deleted_and_the_one_before_is_taken(
+    damage: str, learner: Learning, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run, made = Run(str(tmp_path), "run"), learner(KINDS["lora"])
+    made = learner(KINDS["lora"])
     for step in (1, 2):
         made.step(step)
         save(run, made, step)
-    file = Path(runs.checkpoint_folder(run, 2, 1)) / "__0_0.distcp"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1  # one bit
-    file.write_bytes(content)
-    found = checkpoint.newest(run, PLACE)
+    DAMAGES[damage](runs.checkpoint_folder(run, 2, 1))
+    found = checkpoint.newest(run, PLACE, 2)
     assert found is not None
     assert found.step == 1
     assert "checkpoint of step 2 is damaged" in caplog.text
+    assert "STEP 0" not in caplog.text
+    assert not storage.exists(runs.checkpoint_folder(run, 2, 1))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_when_all_are_damaged_the_run_says_loudly_that_it_starts_again(
+    damage: str, learner: Learning, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = learner(KINDS["lora"])
+    made.step(0)
+    save(run, made, 1)
+    DAMAGES[damage](runs.checkpoint_folder(run, 1, 1))
+    assert checkpoint.newest(run, PLACE, 2) is None
+    assert "no sound checkpoint: IT STARTS AGAIN AT STEP 0" in caplog.text
+
+
+def test_a_folder_without_a_record_never_counts_and_goes_when_the_next_attempt_starts(
+    learner: Learning, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = learner(KINDS["lora"])
+    made.step(0)
+    for step in (1, 2):
+        save(run, made, step)
+    torn = runs.checkpoint_folder(run, 2, 1)
+    storage.delete(f"{torn}/record.json")
     assert [record.step for record in runs.checkpoints(run)] == [1]
+    own = checkpoint.newest(run, PLACE, 1)  # the same attempt may be writing it
+    assert own is not None
+    assert storage.exists(torn)
+    checkpoint.newest(run, PLACE, 2)
+    assert not storage.exists(torn)
+    assert "damaged" not in caplog.text
 
 
 def test_without_a_checkpoint_a_run_starts_at_the_beginning(run: Run) -> None:
-    assert checkpoint.newest(run, PLACE) is None
+    assert checkpoint.newest(run, PLACE, 2) is None
 
 
 def test_a_disk_that_takes_no_more_is_a_storage_error(learner: Learning, tmp_path: Path) -> None:

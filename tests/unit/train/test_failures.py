@@ -89,8 +89,11 @@ def test_too_little_memory_says_what_to_lower() -> None:
     assert "train.micro_batch_size" in error.hint
 
 
-def test_a_bug_stays_what_it_is() -> None:
-    assert isinstance(explained(cause_of(group(BUG)), 1), ZeroDivisionError)
+def test_a_bug_stays_what_it_is_and_tells_where_in_the_worker_it_was() -> None:
+    wrapped = UserExceptionWithTraceback(ZeroDivisionError("by zero"), "loop.py line 7, in step")
+    error = explained(cause_of(group(wrapped)), 1)
+    assert isinstance(error, ZeroDivisionError)
+    assert error.__notes__ == ["in a worker:\nloop.py line 7, in step"]
 
 
 def test_workers_that_found_no_place_are_told_from_workers_that_were_lost() -> None:

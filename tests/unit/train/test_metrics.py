@@ -1,5 +1,7 @@
 import json
 import math
+import resource
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ from ftray import runs, storage
 from ftray.config.run import RunConfig
 from ftray.errors import ConfigError
 from ftray.runs import Run
-from ftray.train.metrics import MetricsFile, TensorBoard, open_trackers
+from ftray.train.board import TensorBoard
+from ftray.train.metrics import MetricsFile, open_trackers
 
 
 @pytest.fixture
@@ -93,3 +96,39 @@ def test_a_tracker_that_is_not_installed_names_its_extra(run: Run) -> None:
     with pytest.raises(ConfigError, match="mlflow needs the package mlflow") as caught:
         open_trackers(config, run, 0)
     assert "pip install 'ftray[mlflow]'" in caught.value.hint
+
+
+def test_a_disk_that_takes_no_more_ends_the_curves_and_not_the_training(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    board = TensorBoard(run, 0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        for step in range(1000):
+            board.write({"step": step, "loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    board.close()
+    assert caplog.text.count("its curves end here") == 1
+
+
+def test_lines_follow_a_torn_one_that_a_full_disk_has_left(run: Run) -> None:
+    file = MetricsFile(run, 0)
+    file.write({"step": 1, "loss": 1.0})
+    with open(f"{run.folder}/metrics.jsonl", "a") as torn:
+        torn.write('{"step": 2, "lo')
+    file.write({"step": 2, "loss": 0.5})
+    file.close()
+    assert runs.read_metrics(run) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
+
+
+def test_metrics_may_be_flushed_by_another_thread_while_lines_are_written() -> None:
+    """What was put last has every line that was written before."""
+    run = Run("memory://flushed-beside", "tickets")
+    file = MetricsFile(run, 0)
+    with ThreadPoolExecutor(4) as pool:
+        for step in range(1, 301):
+            file.write({"step": step, "loss": 1.0})
+            pool.submit(file.flush)
+    assert [line["step"] for line in runs.read_metrics(run)] == list(range(1, 301))

@@ -1,0 +1,1 @@
+"""What a storage root holds, and which of it nobody needs any more."""

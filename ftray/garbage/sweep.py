@@ -1,0 +1,158 @@
+"""The disk that a storage root takes, and the deleting of what nobody needs."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from ftray import registry, runs, storage
+from ftray.errors import RegistryError, StorageError
+from ftray.garbage.pieces import Kind, Piece, piece_at, pieces
+from ftray.garbage.policy import Need, Policy, why_it_may_go
+from ftray.registry import CLAIM
+from ftray.runs import Run, Status
+
+
+@dataclass(frozen=True)
+class Total:
+    """How much there is of a kind, and how much of it may go; sizes in bytes."""
+
+    kind: Kind
+    count: int
+    size: int
+    may_go: int
+    may_go_size: int
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A piece that may go, or has gone."""
+
+    kind: Kind
+    path: str
+    run: str | None
+    size: int
+    used: float  # unix seconds
+    why: str
+
+
+@dataclass(frozen=True)
+class Stayed:
+    """A piece that was to go, and did not."""
+
+    path: str
+    why: str
+    is_error: bool
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What a storage root holds; of what may go the largest first."""
+
+    root: str
+    totals: list[Total]
+    may_go: list[Garbage]
+    gone: list[Garbage]
+    stayed: list[Stayed]
+
+    @property
+    def freed(self) -> int:
+        """Bytes that were deleted."""
+        return sum(garbage.size for garbage in self.gone)
+
+
+def look(root: str, policy: Policy) -> Disk:
+    """Measure what a root holds and find out what may go; deletes nothing.
+
+    Raises ConfigError when a run that the policy names does not exist.
+    """
+    for name in policy.named:
+        runs.read_status(Run(root, name))
+    found, needs, now = pieces(root), _needs(root), time.time()
+    may_go = [
+        Garbage(piece.kind, piece.path, piece.run, piece.size, piece.used, why)
+        for piece in found
+        if (why := why_it_may_go(piece, needs, policy, now)) is not None
+    ]
+    may_go.sort(key=lambda garbage: garbage.size, reverse=True)
+    return Disk(root, _totals(found, may_go), may_go, [], [])
+
+
+def sweep(disk: Disk, policy: Policy) -> Disk:
+    """Delete what was found to be garbage, unless it is needed by now, and say what went.
+
+    What cannot be deleted stays, with the reason; the rest goes all the same.
+    """
+    gone: list[Garbage] = []
+    stayed: list[Stayed] = []
+    needs = _FreshNeeds(disk.root)
+    for garbage in disk.may_go:
+        try:
+            if _is_needed(garbage, needs, policy):
+                stayed.append(Stayed(garbage.path, "needed by now", is_error=False))
+            else:
+                _delete(garbage)
+                gone.append(garbage)
+        except StorageError as error:
+            stayed.append(Stayed(garbage.path, error.message, is_error=True))
+    return replace(disk, gone=gone, stayed=stayed)
+
+
+def _totals(found: Sequence[Piece], may_go: Sequence[Garbage]) -> list[Total]:
+    totals = []
+    for kind in get_args(Kind):
+        own = [piece for piece in found if piece.kind == kind]
+        going = [garbage.size for garbage in may_go if garbage.kind == kind]
+        count = sum(piece.is_whole for piece in own)
+        size = sum(piece.size for piece in own)
+        totals.append(Total(kind, count, size, len(going), sum(going)))
+    return totals
+
+
+def _is_needed(garbage: Garbage, needs: "_FreshNeeds", policy: Policy) -> bool:
+    if garbage.kind == "leftovers":
+        return False  # nobody goes on with a write that was cut off
+    piece = piece_at(garbage.path, garbage.kind, garbage.run)
+    return why_it_may_go(piece, needs.now(), policy, time.time()) is None
+
+
+def _delete(garbage: Garbage) -> None:
+    # a version's number is never given out again
+    storage.delete(garbage.path, keep=CLAIM if garbage.kind == "adapters" else None)
+
+
+class _FreshNeeds:
+    """What the runs need now, give or take the seconds that reading hundreds of them takes."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._read_at = float("-inf")
+        self._needs: dict[str, Need] = {}
+
+    def now(self) -> dict[str, Need]:
+        """Read them again unless they have just been read."""
+        if time.monotonic() - self._read_at > _FRESH_SECONDS:
+            self._needs = _needs(self._root)
+            self._read_at = time.monotonic()
+        return self._needs
+
+
+_FRESH_SECONDS = 0.2
+
+
+def _needs(root: str) -> dict[str, Need]:
+    return {name: _need(Run(root, name), status) for name, status in runs.list_runs(root).items()}
+
+
+def _need(run: Run, status: Status) -> Need:
+    known = runs.read_data(run)
+    tokens = None if known is None else frozenset(digest for digest in known.values() if digest)
+    is_published = status.state == "succeeded" and _is_there(run.root, status.adapter)
+    return Need(status.state, status.heartbeat, tokens, is_published)
+
+
+def _is_there(root: str, ref: str | None) -> bool:
+    try:
+        return ref is not None and registry.resolve(root, ref).ref == ref
+    except RegistryError:
+        return False
