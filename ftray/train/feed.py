@@ -141,6 +141,8 @@ def provided(
     eval_folder = eval_set.folder if eval_set else None
     if reason := why_awaited(config, job):
         logger.debug("training waits for all token shards: %s", reason)
+        if not config.data.keep_shards:
+            logger.warning("data.keep_shards=false keeps all shards here: %s", reason)
         made = make_all(job)
         _check_limits(config.data, run, made, eval_set)
         yield Feed(made.folder, eval_folder, streams=False)

@@ -18,7 +18,7 @@ from ftray.data.batching.stream import StreamBatches
 from ftray.data.tokens.cache import ShardCache
 from ftray.data.tokens.demand import Demand, Follower, Signals
 from ftray.data.tokens.maker import Making
-from ftray.data.tokens.manifest import find_token_set, publish_plan
+from ftray.data.tokens.manifest import find_token_set, publish_plan, published_ranges
 from ftray.data.tokens.pipeline import Job, make_all, plan_tokens
 from ftray.data.tokens.rows import Rows
 from ftray.errors import DataError
@@ -203,7 +203,7 @@ def test_a_long_file_ends_with_the_run_and_what_was_made_of_it_stays(
     job = job_of(data)
     with training(job, data, tmp_path / "run") as trainer:
         assert trainer.texts(0)
-    assert find_token_set(job.folder) is None
+    assert published_ranges(job.folder) == {}  # not made to its end, which takes 25 s
     assert list(Path(job.folder).glob("shard-*.rows.arrow"))
 
 
