@@ -81,6 +81,11 @@ class LimitsConfig(Config):
     label_share: Limit | None = None
     """Fewest of all tokens that have to be learned."""
 
+    @property
+    def are_set(self) -> bool:
+        """Whether there is any limit."""
+        return any(limit is not None for limit in self.model_dump().values())
+
 
 class DataConfig(Config):
     """Where the examples are, what they look like, and how they become batches."""

@@ -11,7 +11,7 @@ from ftray.data.reading.readers import BadRow, RangeReader
 from ftray.data.rendering.chat import Piece, Renderer, Tokens
 from ftray.data.rendering.examples import Form
 from ftray.data.rendering.renderer import load_renderer
-from ftray.data.sources import check_sources
+from ftray.data.sources import forms_of
 from ftray.errors import DataError
 
 
@@ -37,11 +37,11 @@ def preview_rows(
 
     A source row that becomes several rows of tokens is shown as several. Needs no Ray.
     """
-    forms = check_sources(sources, data)
+    files = find_files(sources)
+    forms = forms_of(sources, files, data)
     renderer = load_renderer(model_folder, data, trust_remote_code=trust_remote_code)
     for form in forms:
         renderer.check(form)
-    files = find_files(sources)
     rows = (row for file in files for row in _previews(file, forms[file.source], renderer))
     return [block for blocks in islice(rows, count) for block in blocks]
 

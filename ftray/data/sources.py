@@ -17,13 +17,33 @@ def check_sources(sources: Sequence[SourceConfig], data: DataConfig) -> list[For
     Returns what the rows of each source hold. Where bad rows are dropped, a file is wrong if all
     of its first rows are. No tokenizer is needed, nor anything heavy imported.
     """
-    return _check(sources, find_files(sources), data)
+    return forms_of(sources, find_files(sources), data)
+
+
+def forms_of(
+    sources: Sequence[SourceConfig], files: Sequence[SourceFile], data: DataConfig
+) -> list[Form]:
+    """Do what `check_sources` does, with files that are found already."""
+    forms = []
+    for number, source in enumerate(sources):
+        ours = [file for file in files if file.source == number]
+        chosen = ours if len(ours) <= _FILES else ours[:: -(-len(ours) // _FILES)]
+        heads = [(head_of(file), _first_rows(file)) for file in chosen]
+        good = [row.values for _, rows in heads for row in rows if isinstance(row, Row)]
+        form = recognise(good[:_FIRST_ROWS], source, data) if good else None
+        for part, rows in heads:
+            errors = [error for row in rows if (error := _error(part, 0, row, form, data))]
+            if errors and (data.on_bad_row == "fail" or len(errors) == len(rows)):
+                raise errors[0]
+        if form:
+            forms.append(form)
+    return forms
 
 
 def read_rows(sources: Sequence[SourceConfig], data: DataConfig) -> Iterator[tuple[Values, Form]]:
     """Yield the rows of all files in order; a bad one raises DataError, or is left out."""
     files = find_files(sources)
-    forms = _check(sources, files, data)
+    forms = forms_of(sources, files, data)
     file, lines = -1, 0
     for part in plan_ranges(files):
         file, lines = part.file, lines if part.file == file else 0
@@ -39,25 +59,6 @@ def read_rows(sources: Sequence[SourceConfig], data: DataConfig) -> Iterator[tup
 
 _FIRST_ROWS = 10
 _FILES = 16  # of a source, evenly chosen: its first ones may all come from one day
-
-
-def _check(
-    sources: Sequence[SourceConfig], files: Sequence[SourceFile], data: DataConfig
-) -> list[Form]:
-    forms = []
-    for number, source in enumerate(sources):
-        ours = [file for file in files if file.source == number]
-        chosen = ours if len(ours) <= _FILES else ours[:: -(-len(ours) // _FILES)]
-        heads = [(head_of(file), _first_rows(file)) for file in chosen]
-        good = [row.values for _, rows in heads for row in rows if isinstance(row, Row)]
-        form = recognise(good[:_FIRST_ROWS], source, data) if good else None
-        for part, rows in heads:
-            errors = [error for row in rows if (error := _error(part, 0, row, form, data))]
-            if errors and (data.on_bad_row == "fail" or len(errors) == len(rows)):
-                raise errors[0]
-        if form:
-            forms.append(form)
-    return forms
 
 
 def _first_rows(file: SourceFile) -> list[Row | BadRow]:

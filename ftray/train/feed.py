@@ -191,7 +191,7 @@ def why_awaited(config: RunConfig, job: Job) -> str:
         return "samples and epochs of a source count all its rows"
     if data.duplicates != "keep":
         return f"data.duplicates={data.duplicates} compares all rows"
-    if any(limit is not None for limit in data.limits.model_dump().values()):
+    if data.limits.are_set:
         return "data.limits judge all rows"
     known = all(part.size for part in job.ranges)
     if data.keep_shards and known and sum(part.size for part in job.ranges) <= STREAMED_BYTES:
@@ -270,7 +270,7 @@ def _seen_first(rows: Rows, *, streams: bool) -> Columns:
 
 
 def _check_limits(data: DataConfig, run: Run, made: TokenSet, evals: TokenSet | None) -> None:
-    if all(limit is None for limit in data.limits.model_dump().values()):
+    if not data.limits.are_set:
         return
     rows = Rows(made.folder, _cache(run, data))
     eval_columns = Rows(evals.folder, _cache(run, data)).columns if evals else None

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from ftray.config.data import DataConfig, sources_of
 from ftray.data.tokens.cache import ShardCache
 from ftray.data.tokens.manifest import TokenSet
-from ftray.data.tokens.pipeline import make_tokens
+from ftray.data.tokens.pipeline import make_all, plan_tokens
 from ftray.data.tokens.rows import Rows
 from ftray.errors import DataError, StorageError
 
@@ -39,7 +39,8 @@ def make(tokenizer_folder: Path, tmp_path: Path) -> Callable[..., TokenSet]:
         data = {"train": str(path), "format": "prompt_completion", "chat_template": "none"}
         config = DataConfig.model_validate({**data, **changes})
         sources, place = sources_of(config.train), str(tmp_path / root)
-        return make_tokens(sources, config, tokenizer_folder, place, range_bytes=RANGE_BYTES)
+        job = plan_tokens(sources, config, tokenizer_folder, place, range_bytes=RANGE_BYTES)
+        return make_all(job, RANGE_BYTES)
 
     return make_from
 

@@ -121,8 +121,13 @@ def place(name: str, kind: Kind, line: int) -> str:
 
 def row_error(name: str, kind: Kind, line: int, reason: str, hint: str) -> DataError:
     """Say which row is bad, why, and what can be done about it."""
+    return bad_row_error(place(name, kind, line), reason, hint)
+
+
+def bad_row_error(at: str, reason: str, hint: str) -> DataError:
+    """Say the same of a row whose place is known in words."""
     otherwise = "put it right, or leave such rows out: data.on_bad_row=drop"
-    return DataError(f"{place(name, kind, line)}: {reason}", hint or otherwise)
+    return DataError(f"{at}: {reason}", hint or otherwise)
 
 
 def _entries(source: SourceConfig) -> list[Entry]:

@@ -15,13 +15,14 @@ from ftray.data.reading.files import (
     RANGE_BYTES,
     Range,
     SourceFile,
+    bad_row_error,
     content_ids,
     find_files,
     plan_ranges,
 )
 from ftray.data.rendering.examples import Form
 from ftray.data.rendering.renderer import load_renderer
-from ftray.data.sources import check_sources
+from ftray.data.sources import forms_of
 from ftray.data.tokens.manifest import (
     REPORT,
     Manifest,
@@ -70,8 +71,8 @@ def plan_tokens(
     range_bytes: int = RANGE_BYTES,
 ) -> Job:
     """Find out what a token set will be, from listings and first rows, without reading it all."""
-    forms = check_sources(sources, data)
     files = find_files(sources)
+    forms = forms_of(sources, files, data)
     ranges = plan_ranges(files, range_bytes)
     renderer = load_renderer(model_folder, data, trust_remote_code=trust_remote_code)
     digest = token_digest(files, ranges, forms, renderer.digest, data)
@@ -82,35 +83,12 @@ def plan_tokens(
     return Job(plan, ranges, recipe, data.on_bad_row == "fail")
 
 
-def make_tokens(
-    sources: Sequence[SourceConfig],
-    data: DataConfig,
-    model_folder: Path,
-    root: str,
-    *,
-    trust_remote_code: bool = False,
-    range_bytes: int = RANGE_BYTES,
-) -> TokenSet:
-    """Return the token set of these sources, made on the cluster unless it is published already.
-
-    Needs an initialised Ray, unless the data is small. Shards that an interrupted run left are
-    kept. With `data.on_bad_row=fail` the first bad row in file order raises DataError.
-    """
-    return make_all(
-        plan_tokens(
-            sources,
-            data,
-            model_folder,
-            root,
-            trust_remote_code=trust_remote_code,
-            range_bytes=range_bytes,
-        ),
-        range_bytes,
-    )
-
-
 def make_all(job: Job, range_bytes: int = RANGE_BYTES) -> TokenSet:
-    """Make what is missing of a token set, and complete it."""
+    """Return a job's token set, made on the cluster unless it is published already.
+
+    Needs an initialised Ray, unless at most `range_bytes` are missing. Shards that an interrupted
+    run left are kept. With `data.on_bad_row=fail` the first bad row in file order raises DataError.
+    """
     digest = job.plan.digest
     if found := find_token_set(job.folder):
         logger.info("tokens %s: %d rows, reused", digest[:8], found.rows)
@@ -154,7 +132,7 @@ def checked(
                 earlier = [shard for shards in known.values() for shard in shards]
                 before = lines_before(job.plan, earlier, part.number)
                 at = where(job.plan, before, part.number, made.line)
-                raise _bad_row(at, made.message, made.hint)
+                raise bad_row_error(at, made.message, made.hint)
             case FtrayError():
                 raise made
             case _:
@@ -213,13 +191,8 @@ def _check_bad_rows(made: TokenSet, *, fails: bool) -> None:
     report = storage.join(made.folder, REPORT)
     if fails:
         first = json.loads(storage.read(report))["first"][0]
-        raise _bad_row(first["place"], first["reason"], first["hint"])
+        raise bad_row_error(first["place"], first["reason"], first["hint"])
     logger.warning("%d bad rows are left out, see %s", made.bad_rows, report)
-
-
-def _bad_row(at: str, reason: str, hint: str) -> DataError:
-    otherwise = "put it right, or leave such rows out: data.on_bad_row=drop"
-    return DataError(f"{at}: {reason}", hint or otherwise)
 
 
 def _check_has_rows(manifest: Manifest) -> None:

@@ -8,7 +8,7 @@ import pytest
 from ftray.config.data import sources_of
 from ftray.config.run import RunConfig
 from ftray.data.tokens.demand import Signals, read_reached
-from ftray.data.tokens.pipeline import make_tokens
+from ftray.data.tokens.pipeline import make_all, plan_tokens
 from ftray.runs import Run
 from ftray.train.feed import Feed, Intake
 
@@ -27,7 +27,8 @@ def intake(tiny_folder: Path, tmp_path: Path) -> Intake:
         }
     )
     run = Run(str(tmp_path), config.name)
-    made = make_tokens(sources_of(config.data.train), config.data, tiny_folder, str(tmp_path))
+    sources = sources_of(config.data.train)
+    made = make_all(plan_tokens(sources, config.data, tiny_folder, str(tmp_path)))
     return Intake(config, run, Feed(made.folder, None, streams=True), is_first=True)
 
 
