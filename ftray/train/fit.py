@@ -21,6 +21,7 @@ from ftray.model.base import fetch
 from ftray.model.shape import ModelShape, read_shape
 from ftray.registry import AdapterRecord
 from ftray.runs import CheckpointRecord, Run
+from ftray.storage.patience import patient
 from ftray.train.feed import Feed, plan_batches, provided
 from ftray.train.group import train_to_the_end
 from ftray.train.loop import Work
@@ -76,7 +77,7 @@ def fit(
         template = _own_template(config)
         with provided(config, run, folder, allotment, machines) as feed:
             work, total_steps = _plan(config, run, feed, micro, allotment)
-            with watched(run, total_steps):
+            with watched(run, total_steps), patient():
                 train_to_the_end(work, allotment, config.scaling.placement_timeout_seconds)
         adapter = _published(config, run, allotment, template)
         plot = storage.join(run.folder, "loss.png")

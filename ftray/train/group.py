@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,6 @@ import ray.train
 import torch
 from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from ftray import cluster, runs, storage
 from ftray.cluster import Allotment
@@ -23,6 +23,7 @@ from ftray.train.loop import Work, train
 from ftray.train.notice import HeedSigterm, ask_to_end, take_back
 from ftray.train.retries import Again, Ended, Retries
 from ftray.train.size import Size
+from ftray.train.trainer import Trainer, give_back_places
 from ftray.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class _Group:
     In the main thread Ray Train would put a handler for Ctrl-C in place that ends the process.
     """
 
-    def __init__(self, trainer: TorchTrainer) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._result: Ended | Exception | None = None
         self._done = threading.Event()  # a join that Ctrl-C interrupts calls the thread stopped
@@ -120,13 +121,16 @@ class _Group:
         try:
             result = self._trainer.fit()
             self._result = result.return_value  # type: ignore[attr-defined]  # mypy sees the old class
+        except RayActorError as error:
+            give_back_places(error)
+            self._result = error
         except Exception as error:  # noqa: BLE001  # a thread's edge: raised again to who waits
             self._result = error
         finally:
             self._done.set()
 
 
-def _trainer(work: Work, allotment: Allotment, timeout_seconds: float) -> TorchTrainer:
+def _trainer(work: Work, allotment: Allotment, timeout_seconds: float) -> Trainer:
     # Ray's own list of checkpoints would refuse to start where we have deleted old ones.
     storage.delete(storage.join(work.run.folder, "checkpoints", "checkpoint_manager_snapshot.json"))
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(timeout_seconds)
@@ -140,9 +144,9 @@ def _trainer(work: Work, allotment: Allotment, timeout_seconds: float) -> TorchT
         controller_failure_limit=0,  # type: ignore[call-arg]  # mypy sees the old class
         max_preemption_failures=0,
     )
-    return TorchTrainer(
+    return Trainer(
         _worker,  # type: ignore[arg-type]  # what it returns comes back, though the type says not
-        train_loop_config={"work": work},
+        train_loop_config={"work": pickle.dumps(work)},  # the controller needs no torch to pass on
         scaling_config=ScalingConfig(
             num_workers=allotment.workers,
             use_gpu=allotment.gpus > 0,
@@ -158,9 +162,10 @@ def _trainer(work: Work, allotment: Allotment, timeout_seconds: float) -> TorchT
     )
 
 
-def _worker(config: dict[str, Work]) -> Ended:
+def _worker(config: dict[str, bytes]) -> Ended:
+    work: Work = pickle.loads(config["work"])
     try:
-        return train(config["work"])
+        return train(work)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
             f"a worker's GPU ran out of memory: {first_line(error)}",

@@ -32,6 +32,7 @@ class Memory:
     optimizer: int
     activations: int
     logits: int
+    snapshot: int  # the state's copy that a save is written from; of a GPU's it is on the host
     overhead: int
     loading: int
 
@@ -54,15 +55,17 @@ def estimate(config: RunConfig, shape: ModelShape, worker: Worker, micro: int) -
     shards = worker.count if config.strategy == "fsdp" else 1
     owned = trained // shards if is_full else trained  # adapters stay whole on every worker
     moment = 1 + 4 / 256 if config.train.optimizer == "adamw_8bit" else _FP32
+    moments = round(2 * owned * moment)
     return Memory(
         weights=_trained_whole(shape, shards, element)
         if is_full
         else _frozen(config, shape, shards, element),
         adapter=0 if is_full else trained * _FP32,
         gradients=owned * _FP32,
-        optimizer=round(2 * owned * moment),
+        optimizer=moments,
         activations=_activations(config, shape, tokens, worker),
         logits=_logits(shape, tokens, element, trains_head=is_full),
+        snapshot=owned * _FP32 + moments if worker.device == "cpu" else 0,
         overhead=OVERHEAD[worker.device],
         loading=shape.parameters * (_FP32 if is_full else element),
     )

@@ -24,6 +24,7 @@ from ftray.model.foreign import check_adapter
 from ftray.model.merge import merge
 from ftray.registry import AdapterRecord, BaseModel
 from ftray.runs import CheckpointRecord, Run
+from ftray.storage.patience import patient
 from ftray.train import checkpoint
 from ftray.train.trainee import load_for_training
 
@@ -40,8 +41,8 @@ def publish_run(config: RunConfig, run: Run, template: str | None) -> AdapterRec
     chosen = _chosen(run)
     folder = fetch(config.model, run.root)
     attached = load_for_training(config, folder, _device())
-    checkpoint.load(run, chosen, attached.trainable)
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as made, patient():
+        checkpoint.load(run, chosen, attached.trainable)
         out = Path(made)
         _export(config, attached, folder, out, template)
         return _published(config, run, chosen, folder, out)

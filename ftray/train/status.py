@@ -34,7 +34,10 @@ def status_kept(run: Run) -> Iterator[None]:
         logger.warning("run '%s' is paused after step %d; go on: %s", run.name, step, _command())
         raise
     except BaseException as error:
-        _set_state(run, "failed", str(error))
+        try:
+            _set_state(run, "failed", str(error))
+        except StorageError as away:  # what failed first is what its user has to know
+            logger.warning("the run's status cannot be written: %s", away.message)
         raise
     _set_state(run, "succeeded")
 

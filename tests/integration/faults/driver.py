@@ -38,27 +38,25 @@ class Driver:
         """The exit code, None while the command runs."""
         return self._process.poll()
 
-    def below(self, word: str = "") -> list[psutil.Process]:
-        """Return the descendants whose command line has a word, and remember all of them."""
+    def look(self) -> None:
+        """Remember what the command has started."""
         if self.code is not None:
-            return []
+            return
         try:
-            found = psutil.Process(self._process.pid).children(recursive=True)
+            self._seen |= set(psutil.Process(self._process.pid).children(recursive=True))
         except psutil.NoSuchProcess:
-            return []
-        self._seen |= set(found)
-        return [process for process in found if word in _title(process)]
+            return
 
     def send(self, sign: int) -> None:
         """Send the command itself a signal."""
-        self.below()
+        self.look()
         self._process.send_signal(sign)
 
     def wait(self, seconds: float) -> int | None:
         """Wait for the command's end; None if it does not come."""
         end = time.monotonic() + seconds
         while self.code is None and time.monotonic() < end:
-            self.below()
+            self.look()
             time.sleep(0.5)
         return self.code
 
@@ -77,6 +75,15 @@ class Driver:
     def last_words(self) -> str:
         """Return the end of what the command has logged."""
         return self._log.read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:]
+
+
+def at_work(word: str) -> list[psutil.Process]:
+    """Return the processes below this one that have a word in their command line, oldest first.
+
+    Below the command, where it has started Ray itself; else below the raylets of our own cluster.
+    """
+    found = [one for one in psutil.Process().children(recursive=True) if word in _title(one)]
+    return sorted(found, key=lambda process: process.pid)
 
 
 def _title(process: psutil.Process) -> str:

@@ -1,9 +1,11 @@
 """What each kind of fault does to a running command."""
 
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
-from driver import Driver
+from driver import Driver, at_work
+from nodes import Nodes
 from schedule import Fault
 
 from ftray import runs
@@ -12,8 +14,19 @@ from ftray.runs import Run
 _WORKER, _CONTROLLER = "RayTrainWorker", "TrainController"
 
 
-def inject(fault: Fault, driver: Driver, run: Run, every_steps: int) -> bool:
+@dataclass(frozen=True)
+class Scene:
+    """What there is to do harm to: a command at work on a run, and the nodes if there are some."""
+
+    driver: Driver
+    run: Run
+    every_steps: int
+    nodes: Nodes | None
+
+
+def inject(fault: Fault, scene: Scene) -> bool:
     """Do it; returns whether the same command has to be given again."""
+    driver, run = scene.driver, scene.run
     match fault.kind:
         case "bit":
             _flip_a_bit(_newest_file(run), fault.draw)
@@ -25,10 +38,13 @@ def inject(fault: Fault, driver: Driver, run: Run, every_steps: int) -> bool:
         case "pause":
             driver.send(signal.SIGTERM)
         case "storage":
-            _block(driver, run, every_steps)
+            _block(driver, run, scene.every_steps)
+        case "node" | "drain":
+            _take_node(scene.nodes, fault)
         case kind:
-            _signal(driver, *_AIMS[kind], fault.draw)
-            return False
+            _signal(*_AIMS[kind], fault.draw)
+    if fault.kind not in _FOR_THE_COMMAND:
+        return False
     driver.wait(120)
     return True
 
@@ -40,10 +56,18 @@ _AIMS = {
     "hang": (_WORKER, signal.SIGSTOP),
     "controller": (_CONTROLLER, signal.SIGKILL),
 }
+_FOR_THE_COMMAND = ("driver", "cut", "pause", "storage")  # it ends, and is given again
 
 
-def _signal(driver: Driver, word: str, sign: signal.Signals, draw: int) -> None:
-    found = sorted(driver.below(word), key=lambda process: process.pid)
+def _take_node(nodes: Nodes | None, fault: Fault) -> None:
+    if nodes is None:
+        raise LookupError("there is one node only")
+    take = nodes.kill if fault.kind == "node" else nodes.drain
+    take(fault.draw)
+
+
+def _signal(word: str, sign: signal.Signals, draw: int) -> None:
+    found = at_work(word)
     if not found:
         raise LookupError(f"no {word} below the command")
     found[draw % len(found)].send_signal(sign)

@@ -17,7 +17,10 @@ KINDS = {
     "bit": "a bit of the newest checkpoint flipped, a worker killed",
     "cut": "the newest checkpoint cut short, the command killed",
     "storage": "a file in the way of the next checkpoint, removed, same command again",
+    "node": "SIGKILL to the raylet of one of three nodes",
+    "drain": "a notice that a node will be taken in 20 s, then SIGKILL to its raylet",
 }
+OF_NODES = ("node", "drain")  # these need a cluster of several nodes
 
 
 @dataclass(frozen=True)
@@ -29,22 +32,36 @@ class Fault:
     draw: int
 
 
-def schedule(seed: int, count: int, kinds: Sequence[str]) -> list[list[Fault]]:
-    """Return the faults of each run, in order of their steps. All kinds come before one returns."""
+@dataclass(frozen=True)
+class Ordeal:
+    """The faults of one run, in order of their steps; on several nodes, or on one."""
+
+    faults: list[Fault]
+    on_nodes: bool
+
+
+def schedule(seed: int, count: int, kinds: Sequence[str]) -> list[Ordeal]:
+    """Return what each run has to bear. All kinds come before one returns."""
     draw = random.Random(seed)
     drawn: list[str] = []
     while len(drawn) < count:
         drawn += draw.sample(kinds, len(kinds))
-    runs = [drawn[first : min(count, first + AT_ONCE)] for first in range(0, count, AT_ONCE)]
+    here = [kind for kind in drawn[:count] if kind not in OF_NODES]
+    there = [kind for kind in drawn[:count] if kind in OF_NODES]
     return [
-        [
-            Fault(kind, GAP * place + draw.randint(4, GAP), draw.getrandbits(32))
-            for place, kind in enumerate(run)
-        ]
-        for run in runs
+        Ordeal(_faults(some[first : first + AT_ONCE], draw), on_nodes=some is there)
+        for some in (here, there)
+        for first in range(0, len(some), AT_ONCE)
     ]
 
 
 def steps_for(count: int) -> int:
     """Return how many steps a run needs to bear its part of `count` faults, and to end in peace."""
     return GAP * (min(count, AT_ONCE) + 1)
+
+
+def _faults(kinds: Sequence[str], draw: random.Random) -> list[Fault]:
+    return [
+        Fault(kind, GAP * place + draw.randint(4, GAP), draw.getrandbits(32))
+        for place, kind in enumerate(kinds)
+    ]

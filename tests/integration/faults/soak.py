@@ -11,15 +11,17 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from compare import Cost, Found, difference
 from driver import Driver
-from inject import inject
+from inject import Scene, inject
+from nodes import WORKER, Nodes
 from rich.console import Console
-from schedule import KINDS, Fault, schedule, steps_for
+from schedule import KINDS, Fault, Ordeal, schedule, steps_for
 
 from ftray import runs
 from ftray.config.run import BUILTIN_MODEL, ModelConfig
@@ -46,24 +48,34 @@ def main() -> int:
     return 0 if found.is_green else 1
 
 
-def _soaked(folder: Path, runs_of_faults: list[list[Fault]]) -> Found:
-    undisturbed = Run(str(folder / "root"), "undisturbed")
-    _finish(Driver(folder, ["name=undisturbed"]), undisturbed)
+def _soaked(folder: Path, ordeals: list[Ordeal]) -> Found:
     found = Found()
-    for number, faults in enumerate(runs_of_faults):
-        run = Run(undisturbed.root, f"disturbed-{number}")
-        found.costs.extend(Ordeal(folder, run).bear(faults))
-        found.differences.append(difference(run, undisturbed))
-        _say(f"{run.name}: {found.differences[-1]}")
+    for on_nodes in (False, True):
+        if some := [one.faults for one in ordeals if one.on_nodes == on_nodes]:
+            with _cluster(folder, on_nodes=on_nodes) as nodes:
+                _endure(folder, some, nodes, found)
     return found
 
 
-class Ordeal:
+def _endure(folder: Path, ordeals: list[list[Fault]], nodes: Nodes | None, found: Found) -> None:
+    """Let runs bear faults; compare them with one on the same cluster: as many threads a worker."""
+    where = "nodes" if nodes else "one"
+    undisturbed = Run(str(folder / "root"), f"undisturbed-{where}")
+    Sufferer(folder, undisturbed, nodes).bear([])
+    for number, faults in enumerate(ordeals):
+        run = Run(undisturbed.root, f"disturbed-{where}-{number}")
+        found.costs.extend(Sufferer(folder, run, nodes).bear(faults))
+        found.differences.append(difference(run, undisturbed))
+        _say(f"{run.name}: {found.differences[-1]}")
+
+
+class Sufferer:
     """One run that has to bear faults one after the other."""
 
-    def __init__(self, folder: Path, run: Run) -> None:
+    def __init__(self, folder: Path, run: Run, nodes: Nodes | None = None) -> None:
         self._folder = folder
         self._run = run
+        self._nodes = nodes
         self._driver = self._started()
 
     def bear(self, faults: list[Fault]) -> list[Cost]:
@@ -72,7 +84,7 @@ class Ordeal:
             costs = [self._after(fault) for fault in faults]
             _finish(self._driver, self._run)
         finally:
-            self._driver.below()
+            self._driver.look()
             if self._driver.code is None:
                 self._driver.send(signal.SIGKILL)
             _bury(self._driver, self._run)
@@ -88,13 +100,13 @@ class Ordeal:
 
     def _cost_of(self, fault: Fault) -> Cost:
         cost = Cost(fault.kind, fault.step)
-        self._driver.below()
+        self._driver.look()
         if not self._wait(lambda: self._step() >= fault.step):
             return replace(cost, wrong=f"ended before, with exit code {self._driver.code}")
         attempt = runs.read_status(self._run).attempts
         at = time.time()
         try:
-            is_over = inject(fault, self._driver, self._run, EVERY_STEPS)
+            is_over = inject(fault, Scene(self._driver, self._run, EVERY_STEPS, self._nodes))
         except (LookupError, OSError, FtrayError) as error:
             return replace(cost, wrong=f"could not be injected: {error!r}")
         if is_over:
@@ -146,7 +158,8 @@ class Ordeal:
         _bury(before, self._run)
 
     def _started(self) -> Driver:
-        return Driver(self._folder, [f"name={self._run.name}"])
+        changes = [WORKER] if self._nodes else []
+        return Driver(self._folder, [f"name={self._run.name}", *changes])
 
 
 def small_model(folder: Path) -> Path:
@@ -163,7 +176,6 @@ def small_model(folder: Path) -> Path:
 def _write_files(folder: Path, model: Path, steps: int) -> None:
     pairs = [{"prompt": f"{n} and {n + 1}", "completion": str(2 * n + 1)} for n in range(300)]
     (folder / "train.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    (folder / "cluster.yaml").write_text("num_cpus: 4\nobject_store_memory: 200000000\n")
     (folder / "run.yaml").write_text(f"""
 name: soak
 model: {{name: {model}}}
@@ -174,6 +186,18 @@ scaling: {{num_workers: 2, max_failures: 100, step_timeout_seconds: 8}}
 checkpoint: {{every_steps: {EVERY_STEPS}, keep: 3}}
 storage: root
 """)
+
+
+@contextmanager
+def _cluster(folder: Path, *, on_nodes: bool) -> Iterator[Nodes | None]:
+    """Write the file of a cluster that the command joins, or of one that it starts by itself."""
+    if on_nodes:
+        with closing(Nodes(folder)) as nodes:
+            yield nodes
+    else:
+        file = folder / "cluster.yaml"
+        file.write_text("num_cpus: 2\nobject_store_memory: 200000000\n")
+        yield None
 
 
 def _finish(driver: Driver, run: Run) -> None:

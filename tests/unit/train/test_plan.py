@@ -130,6 +130,13 @@ def test_a_base_that_shrinks_must_fit_before_it_does():
     assert tight.peak == tight.loading + tight.overhead
 
 
+def test_what_is_saved_beside_a_step_is_held_twice_in_a_cpu_workers_memory():
+    cpu = replace(H100, device="cpu")
+    found = needed(config(), 1, cpu)
+    assert found.snapshot == found.adapter + found.optimizer
+    assert needed(config(), 1).snapshot == 0  # a GPU's copy is on its host
+
+
 def test_the_chunk_of_logits_is_the_one_that_the_loss_holds():
     assert memory.LOGITS_AT_ONCE == loss._LOGITS_AT_ONCE
 
