@@ -59,6 +59,12 @@ class ModelError(ConfigError):
     """A base model or adapter that the config names cannot be loaded, or is not supported."""
 
 
+class ServeError(FtrayError):
+    """A model cannot be served, or not as asked."""
+
+    exit_code = 7
+
+
 class StorageError(FtrayError):
     """The storage root cannot be read or written."""
 

@@ -1,0 +1,1 @@
+"""Accounts: API keys, their limits, and what was used with them, in one database."""
