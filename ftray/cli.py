@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a bug ends in a traceback and code 1."""
     # Threads that spin while they wait take each other's cores: on a busy machine 5× the time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A thread that is late when Ray has been shut down must not start another Ray.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
         given = _parsed(sys.argv[1:] if arguments is None else list(arguments))
         _log_to_stderr(verbose=given.verbose)

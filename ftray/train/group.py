@@ -64,7 +64,9 @@ def _made_ready(work: Work, again: Again, size: Size) -> Work:
     logger.warning("%s: starting again", again.why)
     runs.change_status(work.run, lambda status: replace(status, note=again.why))
     time.sleep(again.wait_seconds)
-    size.fit(cluster.nodes())
+    if not (machines := cluster.nodes()):
+        raise ClusterError(f"Ray is gone: {again.why}", "run the same command again: it goes on")
+    size.fit(machines)
     if size.now != before:
         logger.warning("going on with %s instead of %s", size.now, before)
         work = replace(work, threads=size.now.threads)

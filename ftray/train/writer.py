@@ -1,5 +1,6 @@
 """DCP's own writer, with the patience of storage: one worker's retries are its own affair."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -30,9 +31,22 @@ class Writer(FileSystemWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write the tensors, synced to the disk."""
         write = super().write_data
-        return tried("cannot write", self._folder, lambda: write(plan, planner))
+        return tried("cannot write", self._folder, lambda: _write(lambda: write(plan, planner)))
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Write what says where each tensor is, on the first worker."""
         finish = super().finish
         tried("cannot write", self._folder, lambda: finish(metadata, results))
+
+
+Written = Future[list[WriteResult]]
+
+
+def _write(write: Callable[[], Written]) -> Written:
+    """Raise what a disk said; torch's zip writer counts its bytes then, and complains of those."""
+    try:
+        return write()
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise

@@ -1,4 +1,4 @@
-"""One of two workers that train the same tiny runs, as a program; `test_parallel.py` starts it."""
+"""One of several workers that train the same tiny runs, as a program of `test_parallel.py`."""
 
 import json
 import sys
@@ -152,7 +152,8 @@ def saved_midway(folder: Path, root: str, kind: str, place: Place) -> float:
 
 def gone_on(folder: Path, root: str, kind: str, place: Place) -> float:
     """Load what two workers saved, and return the loss of the step after the next one."""
-    made, run = learner(folder, kind, "ddp", place), Run(root, kind)
+    strategy = SAVED[kind] if place.world_size > 1 else "ddp"
+    made, run = learner(folder, kind, strategy, place), Run(root, kind)
     record = checkpoint.newest(run, place, attempt=2)
     assert record is not None
     assert record.world_size == 2
@@ -161,10 +162,24 @@ def gone_on(folder: Path, root: str, kind: str, place: Place) -> float:
     return made.step(STEPS + 1).loss
 
 
-def main(rank: int, folder: Path, root: Path) -> None:
-    torch.set_num_threads(1)
-    lone, place = Place(0, 1, torch.device("cpu")), Place(rank, 2, torch.device("cpu"))
-    dist.init_process_group("gloo", init_method=f"file://{root}/store", rank=rank, world_size=2)
+def joined(rank: int, count: int, root: Path) -> Place:
+    """Join a group of so many workers."""
+    store = f"file://{root}/store-{count}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=count)
+    return Place(rank, count, torch.device("cpu"))
+
+
+def one_of_four(rank: int, folder: Path, root: Path) -> None:
+    """Go on where two have saved."""
+    place = joined(rank, 4, root)
+    found = {kind: gone_on(folder, str(root), kind, place) for kind in SAVED}
+    (root / f"{rank}-of-4.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def one_of_two(rank: int, folder: Path, root: Path) -> None:
+    """Train together, then alone."""
+    lone, place = Place(0, 1, torch.device("cpu")), joined(rank, 2, root)
     together = {
         f"{kind} {strategy}": asdict(trained(folder, kind, strategy, place))
         for kind, strategy in TOGETHER
@@ -180,4 +195,6 @@ def main(rank: int, folder: Path, root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *(Path(path) for path in sys.argv[2:]))
+    torch.set_num_threads(1)
+    work = {"2": one_of_two, "4": one_of_four}[sys.argv[1]]
+    work(int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))

@@ -25,13 +25,18 @@ Seen = dict[str, Any]
 def seen(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Seen]:
     """What each of two workers saw."""
     folder = tmp_path_factory.mktemp("parallel")
+    work(2, tiny_folder, folder)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def work(count: int, model: Path, folder: Path) -> None:
+    """Let so many workers do their part."""
     program = Path(__file__).with_name("parallel_worker.py")
     workers = [
-        subprocess.Popen([sys.executable, program, str(rank), tiny_folder, folder])
-        for rank in range(2)
+        subprocess.Popen([sys.executable, program, str(count), str(rank), model, folder])
+        for rank in range(count)
     ]
-    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [worker.wait(timeout=300) for worker in workers] == [0] * count
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +78,16 @@ def test_one_worker_goes_on_where_two_saved_while_they_trained(kind: str, seen: 
     expected = seen[0]["after saving"][kind]
     assert seen[1]["after saving"][kind] == expected
     assert seen[1]["after loading"][kind] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.full
+def test_four_workers_go_on_where_two_saved(tiny_folder: Path, tmp_path: Path) -> None:
+    work(2, tiny_folder, tmp_path)
+    work(4, tiny_folder, tmp_path)
+    expected = json.loads((tmp_path / "0.json").read_text())["after saving"]
+    for rank in range(4):
+        found = json.loads((tmp_path / f"{rank}-of-4.json").read_text())
+        assert found == {kind: pytest.approx(expected[kind], rel=1e-5) for kind in expected}
 
 
 @pytest.mark.parametrize(("kind", "strategy"), CASES)

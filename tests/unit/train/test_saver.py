@@ -1,5 +1,6 @@
 """Training goes on while a checkpoint is written, and what is written is the state it was told."""
 
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,6 +150,24 @@ def test_a_disk_that_stays_full_is_told_with_the_way_out_and_the_run_stays_resum
     record = checkpoint.newest(run, PLACE, 2)
     assert record is not None
     assert record.step == 1
+
+
+@pytest.mark.parametrize("size", [700, 2000, 4096, 9000])
+def test_a_file_that_takes_some_bytes_only_is_told_by_what_the_disk_said(
+    learner: Learning, run: Run, size: int
+) -> None:
+    """At most sizes torch counts the bytes then, and raises what looks like its own mistake."""
+    made, saver = learner(KINDS["full"]), Saver(run, PLACE, attempt=1, keep=2, patience=0.0)
+    made.step(0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        save(saver, made, 1)
+        with pytest.raises(StorageError, match=r"step 1 could not be saved: .*File too large"):
+            saver.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        saver.close()
 
 
 def test_a_mistake_in_the_thread_is_raised_where_training_waits(
