@@ -1,13 +1,15 @@
 """What each verb answers: the command's result as data, and as people read it."""
 
+import time
 from argparse import Namespace
 from dataclasses import dataclass
 
 from rich.console import RenderableType
 
 from ftray import commands
+from ftray.accounts.grant import Grant
 from ftray.errors import DataError, StorageError
-from ftray.screen import adapters, data, disk, plans, runs
+from ftray.screen import adapters, data, disk, keys, plans, runs
 
 
 @dataclass(frozen=True)
@@ -131,3 +133,38 @@ def gc(given: Namespace) -> Answer:
     failed = any(piece.is_error for piece in found.stayed)
     shown = disk.swept(found) if given.delete else disk.usage(found)
     return Answer(found, shown, StorageError.exit_code if failed else 0)
+
+
+def create_key(given: Namespace) -> Answer:
+    """The key, and its secret for the only time."""
+    grant = Grant(
+        name=given.name,
+        project=given.project,
+        scopes=tuple(given.scopes or ["serve"]),
+        models=tuple(given.models) if given.models else None,
+        requests_per_minute=given.rpm,
+        tokens_per_minute=given.tpm,
+        expires=None if given.expires is None else time.time() + given.expires,
+    )
+    made = commands.create_key(grant, storage=given.storage)
+    return Answer(made, keys.new_key(made))
+
+
+def list_keys(given: Namespace) -> Answer:
+    """Every key, one a line."""
+    found = commands.list_keys(storage=given.storage)
+    return Answer(found, keys.keys(found))
+
+
+def revoke_key(given: Namespace) -> Answer:
+    """Which key opens nothing any more."""
+    key = commands.revoke_key(given.id, storage=given.storage)
+    return Answer(key, f"revoked {key.id} ({key.name}); running servers know within seconds")
+
+
+def list_usage(given: Namespace) -> Answer:
+    """What was used, one key and model a line."""
+    found = commands.list_usage(
+        key=given.key, days=given.days, daily=given.daily, storage=given.storage
+    )
+    return Answer(found, keys.usage(found, daily=given.daily))

@@ -6,6 +6,7 @@ Mistakes raise an FtrayError. `storage` is a root folder or URI; None: $FTRAY_HO
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,9 @@ from typing import TYPE_CHECKING
 from ftray.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
+    from ftray.accounts.database import Database
+    from ftray.accounts.grant import Grant, Key
+    from ftray.accounts.ledger import Usage
     from ftray.data.preview import PreviewRow
     from ftray.garbage.sweep import Disk
     from ftray.registry import AdapterRecord
@@ -54,6 +58,15 @@ class AdapterVersions:
     name: str
     versions: list["AdapterRecord"]
     aliases: dict[str, int]
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """A key that was just made, with the secret that is shown this once."""
+
+    key: "Key"
+    secret: str
+    database: str
 
 
 @dataclass(frozen=True)
@@ -265,6 +278,45 @@ def gc(
     return sweep(disk, policy) if delete else disk
 
 
+def create_key(grant: "Grant", *, storage: str | None = None) -> NewKey:
+    """Make an API key; its secret cannot be had again."""
+    from ftray.accounts import keys
+
+    with _accounts(storage) as database:
+        key, secret = keys.create_key(database, grant)
+        return NewKey(key, secret, str(database))
+
+
+def list_keys(*, storage: str | None = None) -> "list[Key]":
+    """Return all API keys that ever were, the oldest first, without their secrets."""
+    from ftray.accounts import keys
+
+    with _accounts(storage) as database:
+        return keys.list_keys(database)
+
+
+def revoke_key(id: str, *, storage: str | None = None) -> "Key":
+    """Let an API key open nothing any more; running servers know of it within seconds."""
+    from ftray.accounts import keys
+
+    with _accounts(storage) as database:
+        return keys.revoke_key(database, id)
+
+
+def list_usage(
+    *,
+    key: str | None = None,
+    days: int | None = None,
+    daily: bool = False,
+    storage: str | None = None,
+) -> "list[Usage]":
+    """Sum up what was used, by key and model, in the last `days` (UTC, with today; None: ever)."""
+    from ftray.accounts import ledger
+
+    with _accounts(storage) as database:
+        return ledger.list_usage(database, key=key, days=days, daily=daily)
+
+
 _PRESETS = Path(__file__).parent / "presets"
 
 
@@ -272,3 +324,11 @@ def _versions(root: str, name: str) -> AdapterVersions:
     from ftray import registry
 
     return AdapterVersions(name, registry.versions(root, name), registry.aliases(root, name))
+
+
+def _accounts(storage: str | None) -> "closing[Database]":
+    from ftray.accounts.database import open_database
+    from ftray.accounts.url import database_url
+    from ftray.storage import storage_root
+
+    return closing(open_database(database_url(storage_root(storage))))

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 
 from ftray import answers
+from ftray.accounts.grant import SCOPES
 from ftray.answers import Answer
 from ftray.commands import presets
 from ftray.config.data import DataConfig, SourceConfig
@@ -21,6 +22,7 @@ def add_verbs(parser: ArgumentParser) -> None:
     _add_adapters_verbs(top)
     _add_adapter_uses(top)
     _add_disk_verbs(top)
+    _add_keys_verbs(top)
 
 
 Verbs = argparse._SubParsersAction  # argparse has no public name for it
@@ -225,6 +227,59 @@ def _add_disk_verbs(top: "Verbs[ArgumentParser]") -> None:
     _add_storage(verb)
 
 
+def _add_keys_verbs(top: "Verbs[ArgumentParser]") -> None:
+    verbs = _group(top, "keys", "create, list and revoke API keys, and sum up their usage")
+    verb = _verb(
+        verbs,
+        "create",
+        "make an API key; its secret is shown this once",
+        answers.create_key,
+        [
+            "ftray keys create support-bot",
+            "ftray keys create trial --model my-bot --rpm 60 --tpm 20000 --expires 30d",
+            "ftray keys create ci --scope serve --scope train --project shop --json",
+        ],
+    )
+    verb.add_argument("name", metavar="NAME", help="whose key it is, for people")
+    project = "whose share and whose data it uses (default: default)"
+    verb.add_argument("--project", default="default", metavar="PROJECT", help=project)
+    scope = f"what it may do, may be repeated: {', '.join(SCOPES)} (default: serve)"
+    verb.add_argument("--scope", action="append", dest="scopes", metavar="SCOPE", help=scope)
+    model = "an adapter that it may call, or base; may be repeated (default: all)"
+    verb.add_argument("--model", action="append", dest="models", metavar="NAME", help=model)
+    verb.add_argument("--rpm", type=_count, metavar="N", help="requests a minute (default: any)")
+    tokens = "tokens a minute, of prompts and answers (default: any)"
+    verb.add_argument("--tpm", type=_count, metavar="N", help=tokens)
+    expires = "how long it is valid, as in 12h or 30d (default: until it is revoked)"
+    verb.add_argument("--expires", type=_lifetime, metavar="TIME", help=expires)
+    _add_storage(verb)
+
+    examples = ["ftray keys list", "ftray keys list --json"]
+    verb = _verb(verbs, "list", "list all keys, without their secrets", answers.list_keys, examples)
+    _add_storage(verb)
+
+    summary = "let a key open nothing any more"
+    verb = _verb(verbs, "revoke", summary, answers.revoke_key, ["ftray keys revoke k3v9qx0m2a7d"])
+    verb.add_argument("id", metavar="ID", help="the key's id (ftray keys list)")
+    _add_storage(verb)
+    _add_usage_verb(verbs)
+
+
+def _add_usage_verb(verbs: "Verbs[ArgumentParser]") -> None:
+    verb = _verb(
+        verbs,
+        "usage",
+        "sum up requests and tokens by key and model",
+        answers.list_usage,
+        ["ftray keys usage", "ftray keys usage --days 30 --daily --key k3v9qx0m2a7d --json"],
+    )
+    verb.add_argument("--key", metavar="ID", help="of this key only")
+    days = "of the last N days in UTC, with today (default: all)"
+    verb.add_argument("--days", type=_count, metavar="N", help=days)
+    verb.add_argument("--daily", action="store_true", help="each day on a line of its own")
+    _add_storage(verb)
+
+
 def _group(
     top: "Verbs[ArgumentParser]", name: str, summary: str, epilog: str = ""
 ) -> "Verbs[ArgumentParser]":
@@ -292,3 +347,13 @@ def _days(text: str) -> float:
     if not re.fullmatch(r"\d+(\.\d+)?", text):
         raise argparse.ArgumentTypeError(f"expected a number of days, found '{text}'")
     return float(text)
+
+
+def _lifetime(text: str) -> float:
+    """Seconds."""
+    found = re.fullmatch(r"([1-9]\d{0,5})([mhd])", text, re.ASCII)
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f"expected minutes, hours or days as in 30d, found '{text}'"
+        )
+    return float(found[1]) * {"m": 60, "h": 3600, "d": 86400}[found[2]]
