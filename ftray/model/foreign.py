@@ -65,7 +65,8 @@ def check_adapter(folder: Path, base_folder: Path) -> LoraConfig:
     )
 
 
-def _check_features(config: PeftConfig) -> None:
+def unsupported_features(config: PeftConfig) -> list[str]:
+    """What a PEFT config asks for beyond LoRA on linear layers, as `key=value`, by name."""
     used, plain = asdict(config), asdict(PeftConfig())
     foreign = [
         key
@@ -74,13 +75,17 @@ def _check_features(config: PeftConfig) -> None:
     ]
     if used["init_lora_weights"] not in _PLAIN_STARTS:
         foreign.append("init_lora_weights")
+    return [f"{key}={used[key]!r}" for key in sorted(foreign)]
+
+
+def _check_features(config: PeftConfig) -> None:
+    foreign = unsupported_features(config)
     alphas: set[Any] = {config.lora_alpha, *(config.alpha_pattern or {}).values()}
     if len(alphas) > 1:
-        foreign.append("alpha_pattern")
+        foreign = sorted([*foreign, f"alpha_pattern={config.alpha_pattern!r}"])
     if foreign:
-        named = ", ".join(f"{key}={used[key]!r}" for key in sorted(foreign))
         raise ModelError(
-            f"the adapter uses what is not supported: {named}",
+            f"the adapter uses what is not supported: {', '.join(foreign)}",
             "merge it into its base with PEFT (merge_and_unload), and name that folder as the base",
         )
 

@@ -3,13 +3,14 @@ import subprocess
 import sys
 import uuid
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from ftray import registry, storage
 from ftray.errors import RegistryError, StorageError
-from ftray.registry import AdapterRecord, BaseModel
+from ftray.registry import AdapterRecord, BaseModel, Target
 
 DRAFT = AdapterRecord(
     name="tickets",
@@ -76,9 +77,10 @@ def test_a_folder_without_files_is_not_published(root, tmp_path):
 _PUBLISH_FIVE = """
 import json, sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from ftray import registry
-from ftray.registry import AdapterRecord, BaseModel
+from ftray.registry import AdapterRecord, BaseModel, Target
 root, folder, who = sys.argv[1:]
 base = BaseModel(name="b", revision=None, fingerprint="f")
 draft = AdapterRecord(
@@ -302,3 +304,91 @@ def test_a_version_of_a_newer_ftray_is_neither_misread_nor_passed_over(root, fol
     with pytest.raises(StorageError, match="written by a newer ftray"):
         registry.resolve(root, "tickets")
     assert registry.resolve(root, "tickets@1").version == 1
+
+
+def moved(root: str, folder: Path) -> None:
+    for _ in range(3):
+        registry.publish(root, folder, DRAFT)
+    registry.promote(root, "tickets@1", "live")
+
+
+def test_a_split_alias_points_at_several_versions_by_weight(root, folder):
+    moved(root, folder)
+    targets = (Target(1, 95), Target(2, 5))
+    registry.split(root, "tickets@live", targets, shadow=3, expect=1)
+    pointer = registry.pointer(root, "tickets@live")
+    assert (pointer.targets, pointer.shadow, pointer.versions) == (targets, 3, {1, 2, 3})
+    assert registry.resolve(root, "tickets@live").version == 1
+    assert registry.aliases(root, "tickets") == {"live": 1}
+    registry.promote(root, "tickets@2", "live")
+    assert registry.pointer(root, "tickets@live").targets == (Target(2),)
+
+
+@pytest.mark.parametrize(
+    ("ref", "targets", "message"),
+    [
+        ("tickets@live", (), "needs one weight for each"),
+        ("tickets@live", (Target(1, 1), Target(1, 2)), "needs one weight for each"),
+        ("tickets@live", (Target(1, 0), Target(2, 0)), "must not be negative, nor all 0"),
+        ("tickets@live", (Target(1, -1), Target(2, 2)), "must not be negative, nor all 0"),
+        ("tickets@live", (Target(1), Target(9)), "has no version 9"),
+        ("tickets@3", (Target(1),), "look like a version"),
+        ("tickets", (Target(1),), "alias '' is not possible"),
+        ("../x@live", (Target(1),), "is not possible"),
+    ],
+)
+def test_a_wrong_split_is_refused_and_changes_nothing(root, folder, ref, targets, message):
+    moved(root, folder)
+    with pytest.raises(RegistryError, match=message):
+        registry.split(root, ref, targets)
+    with pytest.raises(RegistryError, match="has no version 9"):
+        registry.split(root, "tickets@live", (Target(1),), shadow=9)
+    with pytest.raises(RegistryError, match="expected: it points at version 2"):
+        registry.split(root, "tickets@live", (Target(1),), expect=2)
+    assert registry.pointer(root, "tickets@live").targets == (Target(1),)
+
+
+def test_a_choice_follows_the_weights_and_keeps_a_key_where_it_is():
+    keys = [f"user-{number}" for number in range(2000)]
+    shares = [(Target(1, 100 - new), Target(2, new)) for new in (0, 5, 20, 50, 100)]
+    chosen = [{key for key in keys if registry.choose(targets, key) == 2} for targets in shares]
+    assert [round(len(found) / 20) for found in chosen][::4] == [0, 100]
+    assert all(
+        abs(len(found) / 20 - t[1].weight) < 3 for found, t in zip(chosen, shares, strict=True)
+    )
+    assert all(fewer <= more for fewer, more in pairwise(chosen))
+
+
+def test_a_rollback_goes_back_one_move_and_again_one_more(root, folder):
+    moved(root, folder)
+    registry.split(root, "tickets@live", (Target(1, 9), Target(2, 1)), shadow=3)
+    registry.promote(root, "tickets@2", "live")
+    registry.promote(root, "tickets@3", "live")
+    versions = [registry.rollback(root, "tickets@live").version for _ in range(2)]
+    assert versions == [2, 1]
+    pointer = registry.pointer(root, "tickets@live")
+    assert (pointer.targets, pointer.shadow) == ((Target(1, 9), Target(2, 1)), 3)
+    assert registry.rollback(root, "tickets@live").targets == (Target(1),)
+    with pytest.raises(RegistryError, match="has not pointed elsewhere before"):
+        registry.rollback(root, "tickets@live")
+    registry.promote(root, "tickets@3", "live")
+    assert registry.rollback(root, "tickets@live").version == 1
+
+
+def test_a_rollback_never_leads_to_what_is_gone(root, folder):
+    moved(root, folder)
+    registry.promote(root, "tickets@2", "live")
+    registry.delete(root, "tickets@1")
+    with pytest.raises(RegistryError, match="has no version 1"):
+        registry.rollback(root, "tickets@live")
+    assert registry.resolve(root, "tickets@live").version == 2
+    with pytest.raises(RegistryError, match="has no alias 'nobody'"):
+        registry.rollback(root, "tickets@nobody")
+
+
+def test_all_versions_of_a_split_are_in_use(root, folder):
+    moved(root, folder)
+    registry.split(root, "tickets@live", (Target(1), Target(2)), shadow=3)
+    for version in (1, 2, 3):
+        with pytest.raises(RegistryError, match="is in use as live"):
+            registry.delete(root, f"tickets@{version}")

@@ -1,0 +1,84 @@
+"""The outermost layer: request ids, the access log, an end for everything, and a face for bugs."""
+
+import json
+import logging
+import time
+import uuid
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ftray.serve.openai.errors import BUG, GONE, ApiError
+from ftray.serve.openai.metrics import Metrics
+from ftray.serve.openai.trace import Trace
+
+logger = logging.getLogger(__name__)
+access_log = logging.getLogger("ftray.access")
+
+_SERVED = ("/v1/chat/completions", "/v1/completions")  # whose requests are counted by model
+
+
+class Edge:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        trace = Trace(f"req_{uuid.uuid4().hex}", time.monotonic())
+        scope["ftray.trace"] = trace
+        answer = _Answer(send, trace.id)
+        try:
+            await self._app(scope, receive, answer.send)
+        except Exception:  # a bug must not end a connection without a word
+            logger.exception("request %s failed", trace.id)
+            trace.error = BUG.code
+            if not answer.status:
+                error = ApiError(BUG, f"internal error; the server's log has it as {trace.id}")
+                await error.response()(scope, receive, answer.send)
+        finally:
+            for end in trace.on_end:
+                end()
+            self._record(scope, trace, answer.status or GONE.status)  # 0: cancelled by Ray Serve
+
+    def _record(self, scope: Scope, trace: Trace, status: int) -> None:
+        if scope["path"] in _SERVED:
+            self._metrics.requests.labels(trace.model, trace.version, str(status)).inc()
+        line = {
+            "time": round(time.time(), 3),
+            "request": trace.id,
+            "method": scope["method"],
+            "path": scope["path"][:200],
+            "status": status,
+            "error": trace.error,
+            "model": trace.model,
+            "version": trace.version,
+            "key": trace.key,
+            "project": trace.project,
+            "stream": trace.is_stream,
+            "prompt_tokens": trace.prompt_tokens,
+            "answer_tokens": trace.answer_tokens,
+            "first_token_seconds": trace.first_token_seconds,
+            "seconds": round(time.monotonic() - trace.started, 4),
+        }
+        access_log.info(json.dumps(line))
+
+
+class _Answer:
+    """What has been sent of an answer: its status, with the request's id put into the headers."""
+
+    def __init__(self, send: Send, id: str) -> None:
+        self.status = 0
+        self._send = send
+        self._id = id.encode()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message.get("headers", ()), (b"x-request-id", self._id)]
+            message = {**message, "headers": headers}
+        await self._send(message)

@@ -1,0 +1,184 @@
+"""Model ids to immutable versions, over the registry of a storage root.
+
+An id is the base's name, `name` (the latest version), `name@3`, `name@alias`, or
+`ft:<base>:<organization>:<name>:<first 8 of the digest>`. An alias may be split between versions.
+"""
+
+import asyncio
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftray import registry, storage
+from ftray.errors import RegistryError, ServeError, StorageError
+from ftray.registry import AdapterRecord, Target
+from ftray.serve.openai.fresh import Fresh
+from ftray.serve.openai.service import ModelCard, Resolved
+from ftray.serve.protocol import AdapterSource
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model that is served."""
+
+    name: str
+    fingerprint: str
+    folder: Path
+    tokenizer_digest: str
+    created: int = 0
+
+
+@dataclass(frozen=True)
+class _Meaning:
+    """What an id means now."""
+
+    targets: tuple[Target, ...]
+    records: dict[int, AdapterRecord]  # by version
+    shadow: int | None
+
+
+class RegistryModels:
+    """The base, and every adapter of the registry that was made for it."""
+
+    def __init__(self, root: str, base: Base) -> None:
+        self._root = root
+        self._base = base
+        self._meanings = Fresh(self._look_up)
+        self._listings = Fresh(self._list)
+        self._folders: dict[str, asyncio.Task[Path]] = {}
+
+    async def resolve(self, id: str, sticky: str) -> Resolved:
+        """Find the version that an id means for this user; its files are on local disk then."""
+        if id == self._base.name:
+            return self._resolved_base()
+        meaning = await self._meanings.get(id)
+        version = registry.choose(meaning.targets, f"{id}:{sticky}")
+        record = meaning.records[version]
+        self._check_served(record)
+        folder = await self._folder(record)
+        shadow = f"{record.name}@{meaning.shadow}" if meaning.shadow else None
+        own = (folder / "tokenizer_config.json").exists()
+        return Resolved(
+            model=record.name,
+            version=record.ref,
+            record=record,
+            source=AdapterSource(record.digest, str(folder), record.ref),
+            tokenizer=folder if own else self._base.folder,
+            tokenizer_digest=record.tokenizer_digest if own else self._base.tokenizer_digest,
+            shadow=shadow,
+        )
+
+    async def cards(self) -> list[ModelCard]:
+        """Return the base, each adapter, and each of its aliases."""
+        return await self._listings.get("")
+
+    async def card(self, id: str) -> ModelCard:
+        """Return one model, of any form of id."""
+        if id == self._base.name:
+            return self._base_card()
+        meaning = await self._meanings.get(id)
+        record = meaning.records[meaning.targets[0].version]
+        self._check_served(record)
+        return self._card(id, record)
+
+    async def delete(self, id: str) -> None:
+        """Delete the one version that an id names."""
+        if id == self._base.name:
+            raise RegistryError("the base model cannot be deleted")
+        meaning = await self._meanings.get(id)
+        [record, *_] = meaning.records.values()
+        if not (id == record.ref or id.startswith("ft:")):
+            raise RegistryError(
+                f"'{id}' does not say which version to delete", f"e.g. {record.ref}"
+            )
+        await asyncio.to_thread(registry.delete, self._root, record.ref)
+        self._meanings.forget()
+        self._listings.forget()
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._meanings.close()
+        self._listings.close()
+
+    def _look_up(self, id: str) -> _Meaning:
+        if id.startswith("ft:"):
+            return self._look_up_tuned(id)
+        name, at, which = id.partition("@")
+        if not at or which.isdecimal():
+            return _only(registry.resolve(self._root, id))
+        pointer = registry.pointer(self._root, id)
+        versions = {target.version for target in pointer.targets}
+        refs = {version: f"{name}@{version}" for version in versions}
+        records = {version: registry.resolve(self._root, ref) for version, ref in refs.items()}
+        return _Meaning(pointer.targets, records, pointer.shadow)
+
+    def _look_up_tuned(self, id: str) -> _Meaning:
+        match = re.fullmatch(r"ft:[^:]+:[^:]*:(?P<name>[^:]+):(?P<digest>[0-9a-f]{8})", id)
+        if match is None:
+            raise RegistryError(f"no model '{id}'", "ft:<base>:<organization>:<name>:<digest>")
+        registry.check_adapter_name(match["name"])
+        for record in registry.versions(self._root, match["name"]):
+            if record.digest.startswith(match["digest"]):
+                return _only(record)
+        raise RegistryError(f"no model '{id}'")
+
+    def _list(self, _: str) -> list[ModelCard]:
+        latest = {record.name: record for record in registry.list_adapters(self._root)}
+        served = [record for record in latest.values() if self._is_served(record)]
+        cards = [self._base_card()]
+        for record in served:
+            cards.append(self._card(record.name, record))
+            numbers = registry.aliases(self._root, record.name)
+            records = {each.version: each for each in registry.versions(self._root, record.name)}
+            cards += [
+                self._card(f"{record.name}@{alias}", records[number])
+                for alias, number in numbers.items()
+                if number in records
+            ]
+        return cards
+
+    def _is_served(self, record: AdapterRecord) -> bool:
+        return record.kind == "adapter" and record.base.fingerprint == self._base.fingerprint
+
+    def _check_served(self, record: AdapterRecord) -> None:
+        if record.kind != "adapter":
+            raise ServeError(f"{record.ref} is a whole model: serve its folder as a base")
+        if not self._is_served(record):
+            raise ServeError(
+                f"{record.ref} was made for {record.base.name}"
+                f" ({record.base.fingerprint[:8]}), and this server runs {self._base.name}"
+                f" ({self._base.fingerprint[:8]})"
+            )
+
+    async def _folder(self, record: AdapterRecord) -> Path:
+        """Return the version's local folder; fetched and verified once."""
+        key = f"{record.ref} {record.digest}"
+        fetch = self._folders.get(key)
+        if fetch is None:
+            cache = storage.local_cache(self._root)
+            work = asyncio.to_thread(registry.fetch_adapter, self._root, record, cache)
+            fetch = self._folders[key] = asyncio.create_task(work)
+        try:
+            return await asyncio.shield(fetch)  # others wait for it as well
+        except (RegistryError, StorageError) as error:
+            if self._folders.get(key) is fetch:
+                del self._folders[key]
+            if isinstance(error, StorageError):
+                raise
+            raise ServeError(error.message, error.hint) from None
+
+    def _resolved_base(self) -> Resolved:
+        base = self._base
+        return Resolved(base.name, base.name, None, None, base.folder, base.tokenizer_digest)
+
+    def _base_card(self) -> ModelCard:
+        return ModelCard(self._base.name, "base", self._base.created, "ftray")
+
+    def _card(self, id: str, record: AdapterRecord) -> ModelCard:
+        return ModelCard(
+            id, record.name, int(record.created), "ftray", record.base.name, record.ref
+        )
+
+
+def _only(record: AdapterRecord) -> _Meaning:
+    return _Meaning((Target(record.version),), {record.version: record}, None)
