@@ -2,6 +2,8 @@
 
 import time
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from rich.console import RenderableType
@@ -9,7 +11,7 @@ from rich.console import RenderableType
 from ftray import commands
 from ftray.accounts.grant import Grant
 from ftray.errors import DataError, StorageError
-from ftray.screen import adapters, data, disk, keys, plans, runs
+from ftray.screen import adapters, data, disk, keys, plans, runs, serving
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Answer:
     data: object
     shown: RenderableType
     exit_code: int = 0
+    goes_on: Iterator[str] | None = None  # text that comes later, as it comes
 
 
 def init(given: Namespace) -> Answer:
@@ -168,3 +171,40 @@ def list_usage(given: Namespace) -> Answer:
         key=given.key, days=given.days, daily=given.daily, storage=given.storage
     )
     return Answer(found, keys.usage(found, daily=given.daily))
+
+
+def serve(given: Namespace) -> Answer:
+    """Where a server answers; it does until Ctrl-C."""
+    is_file = given.file is not None and "=" not in given.file
+    first = [] if given.file is None or is_file else [given.file]
+    changes = [*first, *given.overrides]
+    stack = ExitStack()
+    file = given.file if is_file else None
+    running = stack.enter_context(commands.serve(file, changes, cluster=given.cluster))
+    return Answer(running, serving.running(running), goes_on=_until_interrupted(stack))
+
+
+def _until_interrupted(stack: ExitStack) -> Iterator[str]:
+    with stack:
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            yield "stopping: running answers may end first; Ctrl-C again stops at once\n"
+    yield "stopped\n"
+
+
+def chat(given: Namespace) -> Answer:
+    """What a served model says to one message, or in a conversation."""
+    talk = commands.chat(
+        given.model,
+        url=given.url,
+        system=given.system,
+        max_tokens=given.max_tokens,
+        temperature=given.temperature,
+    )
+    if given.json:
+        text = "".join(talk.say(" ".join(given.message)))
+        return Answer({"model": given.model, "answer": text}, text)
+    words = serving.said(talk, " ".join(given.message)) if given.message else serving.talked(talk)
+    return Answer(None, "", goes_on=words)

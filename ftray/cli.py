@@ -70,9 +70,11 @@ from nothing to a tuned model:
   ftray data check run.yaml         lengths, repeats, overlap, bad rows: is it worth training on?
   ftray train run.yaml              train, verify, publish name@1
   ftray eval NAME held-out.jsonl    loss, perplexity, exact match
+  ftray serve                       an OpenAI-compatible server of all that was published
+  ftray chat NAME                   talk to it
 
 exit codes: 0 ok, 1 bug, 2 config, 3 data, 4 cluster, 5 train,
-  6 registry, 8 storage, 130 interrupted
+  6 registry, 7 serve, 8 storage, 130 interrupted
 """
 
 
@@ -101,6 +103,7 @@ def _log_to_stderr(*, verbose: bool) -> None:
 def _print(answer: Answer, *, as_json: bool) -> None:
     try:
         _write(answer, as_json=as_json)
+        _write_what_comes(answer)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
@@ -111,12 +114,19 @@ def _write(answer: Answer, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(answer.data, default=_plain, ensure_ascii=False, indent=2))
     elif isinstance(answer.shown, str):
-        print(answer.shown, end="" if answer.shown.endswith("\n") else "\n")
+        print(answer.shown, end="" if not answer.shown or answer.shown.endswith("\n") else "\n")
     else:
         # in a pipe nothing is cut at a terminal's width
         width = None if sys.stdout.isatty() else _WIDE
         _Console(width=width, markup=False, highlight=False).print(answer.shown)
     sys.stdout.flush()
+
+
+def _write_what_comes(answer: Answer) -> None:
+    out = sys.stdout
+    with redirect_stdout(sys.stderr):  # libraries go on talking
+        for text in answer.goes_on or ():
+            print(text, end="", flush=True, file=out)
 
 
 _WIDE = 1000

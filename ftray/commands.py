@@ -5,8 +5,8 @@ Files and overrides are given as on the command line: `train("run.yaml", ["train
 Mistakes raise an FtrayError. `storage` is a root folder or URI; None: $FTRAY_HOME, else ~/.ftray.
 """
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ftray.garbage.sweep import Disk
     from ftray.registry import AdapterRecord
     from ftray.runs import CheckpointRecord, Metrics, Status
+    from ftray.serve.chat import Talk
+    from ftray.serve.server import Running
     from ftray.train.evaluate import EvalResult
     from ftray.train.examine import Examined
     from ftray.train.fit import RunResult
@@ -276,6 +278,38 @@ def gc(
     policy = Policy(older_than * DAY, frozenset(named))
     disk = look(storage_root(storage), policy)
     return sweep(disk, policy) if delete else disk
+
+
+@contextmanager
+def serve(
+    file: str | None = None, overrides: Sequence[str] = (), *, cluster: str | None = None
+) -> "Iterator[Running]":
+    """Serve the registry's adapters for the block's time, over OpenAI's HTTP API.
+
+    `file` is Ray Serve's own config (deploy/serve.yaml); None: the built-in base on loopback.
+    """
+    from ftray.config.cluster import load_cluster
+    from ftray.config.serve import load_served
+    from ftray.serve.server import serving
+
+    served = load_served(None if file is None else Path(file), list(overrides))
+    on = None if cluster is None else load_cluster(Path(cluster))
+    with serving(served.app, served.http, on) as running:
+        yield running
+
+
+def chat(
+    model: str,
+    *,
+    url: str = "http://127.0.0.1:8000",
+    system: str | None = None,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+) -> "Talk":
+    """Begin a conversation with a served model; the key is $FTRAY_API_KEY or $OPENAI_API_KEY."""
+    from ftray.serve.chat import Talk
+
+    return Talk(model, url, system=system, max_tokens=max_tokens, temperature=temperature)
 
 
 def create_key(grant: "Grant", *, storage: str | None = None) -> NewKey:

@@ -14,13 +14,16 @@ _WIDTH = 100
 
 
 def described(section: type[Config], start: str) -> str:
-    """Return one paragraph a knob: its dotted key, what it may be, its default, its docstring."""
+    """Return one paragraph a knob: its dotted key, what it may be, its default, its docstring.
+
+    `start` is where the section stands in its file; empty: at the top.
+    """
     return "\n".join(line for knob in _knobs(section, start) for line in knob)
 
 
 def _knobs(section: type[Config], start: str) -> Iterator[list[str]]:
     for name, field in section.model_fields.items():
-        key = f"{start}.{name}"
+        key = f"{start}.{name}" if start else name
         if isinstance(field.annotation, type) and issubclass(field.annotation, Config):
             yield from _knobs(field.annotation, key)
             continue

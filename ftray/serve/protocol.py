@@ -14,6 +14,7 @@ Refusal = Literal[
     "bad_adapter",  # it cannot be served by this engine
     "bad_grammar",  # the schema cannot be compiled
     "deadline",  # it waited for too long
+    "lost",  # the engine that ran it is gone; another try may well succeed
     "internal",  # a bug or a lost process
 ]
 
@@ -168,6 +169,11 @@ class Engine(Protocol):
 
     def stats(self) -> EngineStats:
         """Count."""
+        ...
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it can do nothing more, and only a new one helps."""
         ...
 
     async def drain(self, seconds: float) -> None:

@@ -69,6 +69,7 @@ def _train(training: "_Training") -> Ended:
     last: Line = {"loss": None}
     saved = done = training.start
     while done < total_steps:
+        begin(f"step {done + 1}", training.limits.step)  # to agree whether to end is a part of it
         if training.standing.is_stalled(config.eval.patience):
             logger.info("stopped early after step %d: the eval loss stopped falling", done)
             break

@@ -87,11 +87,13 @@ def hung(workers: Sequence[Seen], silent_after: float) -> HungError | None:
     """Say that a group hangs, and on whom, or None while it may still get on.
 
     One late worker may be waiting for another that has good reason to take long: only when all are
-    late does nobody get on. A worker that no longer answers has stopped, the others wait for it.
+    late does nobody get on. A worker that no longer answers has stopped, and has no good reason:
+    it counts as late as soon as another one waits for it.
     """
-    if not workers or not all(seen.is_late for seen in workers):
-        return None
     silent = [seen for seen in workers if seen.ago > silent_after]
+    late = [seen for seen in workers if seen.is_late]
+    if not late or any(seen not in silent and seen not in late for seen in workers):
+        return None
     stuck = silent or [seen for seen in workers if seen.pulse.doing == workers[0].pulse.doing]
     first = stuck[0]
     seconds = first.pulse.seconds + first.ago

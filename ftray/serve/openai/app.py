@@ -21,7 +21,6 @@ from ftray.serve.openai.requests import ChatRequest, CompletionRequest
 from ftray.serve.openai.service import Service
 from ftray.serve.openai.trace import trace_of
 
-
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 

@@ -9,10 +9,11 @@ from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 
-from ftray.config import cluster, data, run
+from ftray.config import cluster, data, run, serve
 from ftray.config.base import Config
 from ftray.config.cluster import ClusterConfig
 from ftray.config.run import RunConfig
+from ftray.config.serve import Served
 
 KEYS = Path(__file__).parent / "keys.txt"
 
@@ -21,11 +22,14 @@ def test_every_dotted_key_is_listed():
     found = [
         *(f"run {key}" for key in dict.fromkeys(dotted_keys(RunConfig))),
         *(f"cluster {key}" for key in dict.fromkeys(dotted_keys(ClusterConfig))),
+        *(f"serve {key.removeprefix('app.')}" for key in dict.fromkeys(dotted_keys(Served))),
     ]
     assert found == KEYS.read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("module", [run, data, cluster], ids=["run", "data", "cluster"])
+@pytest.mark.parametrize(
+    "module", [run, data, cluster, serve], ids=["run", "data", "cluster", "serve"]
+)
 def test_every_knob_says_its_trade_off(module: types.ModuleType):
     """Sections, tags of unions and plain counts speak for themselves."""
     classes = [n for n in ast.parse(inspect.getsource(module)).body if isinstance(n, ast.ClassDef)]

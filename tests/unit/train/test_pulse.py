@@ -21,6 +21,15 @@ def test_a_stopped_worker_is_named_because_it_does_not_answer() -> None:
     assert error.message == "step 3 hangs since 16 s: a gave no answer"
 
 
+def test_a_stopped_worker_has_no_good_reason_once_another_waits_for_it() -> None:
+    stopped = seen("a", "step 3 (waiting for data)", 1, limit=600, ago=15)
+    assert hung([seen("b", "step 3", 9), stopped], silent_after=5) is None
+    error = hung([seen("b", "step 3", 15), stopped], silent_after=5)
+    assert error is not None
+    assert error.message == "step 3 (waiting for data) hangs since 16 s: a gave no answer"
+    assert hung([stopped], silent_after=5) is None  # alone it may be reading a large file
+
+
 def test_workers_that_wait_for_each_other_are_all_named() -> None:
     error = hung([seen("a", "step 3", 14), seen("b", "step 3", 15)], silent_after=5)
     assert error is not None

@@ -1,0 +1,128 @@
+"""What to serve and how: the `args` of the application in deploy/serve.yaml."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from ftray.config.base import Config, Tree, apply, parse_overrides, read_tree, validated
+from ftray.config.run import ModelConfig
+from ftray.errors import ConfigError
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_HINT = "a file like deploy/serve.yaml, as `serve deploy` takes it"
+
+
+class EngineConfig(Config):
+    """One engine: a copy of the base model that continues many prompts at once."""
+
+    rows: PositiveInt = 16
+    """Answers that are written together: more give more tokens a second, later for each."""
+    waiting: Annotated[int, Field(ge=0)] = 256
+    """Requests that wait for a row; the next one is answered 429."""
+    kv_gib: PositiveFloat = 2.0
+    """Memory for keys and values: how many rows of which length fit."""
+    adapter_gib: PositiveFloat = 2.0
+    """Memory for adapters; the least recently used one goes when another one is asked for."""
+    prefill_tokens: PositiveInt = 512
+    """Prompt tokens between two steps of the running answers: more starts sooner, and stalls."""
+    max_length: PositiveInt | None = None
+    """Tokens of prompt and answer together; null: what the model was made for."""
+    base_precision: Literal["same", "nf4"] = "same"
+    """nf4: the base in 4 bits, as QLoRA trains over; a quarter of the memory, slower."""
+    pinned: list[str] = Field(default_factory=list)
+    """Adapters (name, name@3, name@alias) that are loaded at the start and never evicted."""
+    num_gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """auto: one if the cluster has any."""
+    num_cpus: PositiveFloat = 1.0
+    """What Ray counts; how many cores torch uses is `threads`."""
+    threads: PositiveInt | None = None
+    """Of torch; null: all cores of the machine, which suits one engine a machine."""
+
+
+class ReplicasConfig(Config):
+    """How many engines there are."""
+
+    min: PositiveInt = 1
+    """At quiet times."""
+    max: PositiveInt = 1
+    """Each one more holds the base once more."""
+    target_requests: PositiveFloat = 12.0
+    """Requests on each, above which another engine is started."""
+    drain_seconds: PositiveFloat = 60.0
+    """For running answers when an engine is stopped or replaced."""
+
+    @model_validator(mode="after")
+    def _min_is_not_above_max(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min}, max is {self.max}")
+        return self
+
+
+class ServeConfig(Config):
+    """One base model with all adapters of a storage root that were made for it."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    replicas: ReplicasConfig = Field(default_factory=ReplicasConfig)
+    storage: str | None = None
+    """The storage root with the registry; null: $FTRAY_HOME, else ~/.ftray."""
+    database: str | None = None
+    """Keys and usage: postgresql://…, or null: $FTRAY_DATABASE, else accounts.db in the root."""
+    access: Literal["keys", "open_until_first_key"] = "keys"
+    """open_until_first_key: anybody who reaches the port, until `ftray keys create`."""
+    deadline_seconds: PositiveFloat = 600.0
+    """For a whole answer, its waiting included."""
+
+
+class HttpConfig(Config):
+    """Where the server listens."""
+
+    host: str = "127.0.0.1"
+    """Any other address than this machine's own needs `access: keys`."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """0 lets the system choose."""
+
+
+class Served(Config):
+    """A server: where it listens and what it serves."""
+
+    http: HttpConfig = Field(default_factory=HttpConfig)
+    app: ServeConfig = Field(default_factory=ServeConfig)
+
+
+def load_served(path: Path | None, overrides: list[str]) -> Served:
+    """Read Serve's own config file, or take the defaults; then apply dotted overrides.
+
+    Without a file the server is open on this machine until the first key is made.
+    """
+    source = "the command line" if path is None else str(path)
+    tree = {"app": {"access": "open_until_first_key"}} if path is None else _from_serve(path)
+    changes = {
+        key if key.startswith("http.") else f"app.{key}": value
+        for key, value in parse_overrides(overrides).items()
+    }
+    served = validated(Served, apply(tree, changes), source)
+    if served.http.host not in LOOPBACK and served.app.access != "keys":
+        raise ConfigError(
+            f"{source}: access=open_until_first_key on {served.http.host}: anybody could call it",
+            "set access=keys and make a key (ftray keys create NAME), or listen on 127.0.0.1",
+        )
+    return served
+
+
+def _from_serve(path: Path) -> Tree:
+    """Take what is ours out of a file that Ray Serve reads as well."""
+    tree = read_tree(path, _HINT)
+    applications = tree.get("applications")
+    if not isinstance(applications, list) or len(applications) != 1:
+        raise ConfigError(f"{path}: expected one entry in 'applications'", _HINT)
+    [application] = applications
+    if application.get("import_path") != IMPORT_PATH:
+        raise ConfigError(f"{path}: expected import_path: {IMPORT_PATH}", _HINT)
+    options: dict[str, Any] = tree.get("http_options") or {}
+    http = {key: options[key] for key in ("host", "port") if key in options}
+    return {"http": http, "app": application.get("args") or {}}
+
+
+IMPORT_PATH = "ftray.serve.app:build"

@@ -1,0 +1,101 @@
+"""The Ray Serve application: HTTP in front, engines behind. `deploy/serve.yaml` names `build`."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from ftray import storage
+from ftray.accounts.access import KeyAccess
+from ftray.accounts.database import open_database
+from ftray.accounts.url import database_url
+from ftray.config.serve import ServeConfig
+from ftray.model.base import fetch, fingerprint, tokenizer_digest
+from ftray.serve.fleet import Fleet
+from ftray.serve.openai.app import create_api
+from ftray.serve.openai.models import Base, RegistryModels
+from ftray.serve.openai.service import Service, Settings
+from ftray.serve.replica import EngineReplica
+
+APPLICATION = "ftray"
+_INGRESS_REQUESTS = 2000  # at once; engines refuse much earlier, and say so in JSON
+
+
+def build(args: ServeConfig) -> Application:
+    """Build the application; Serve calls it with `args` of its config file."""
+    engine, replicas = args.engine, args.replicas
+    engines = serve.deployment(EngineReplica).options(  # type: ignore[attr-defined]  # as a decorator's
+        name="Engine",
+        ray_actor_options={"num_cpus": engine.num_cpus, "num_gpus": _gpus(engine.num_gpus)},
+        autoscaling_config={
+            "min_replicas": replicas.min,
+            "max_replicas": replicas.max,
+            "target_ongoing_requests": replicas.target_requests,
+        },
+        max_ongoing_requests=engine.rows + engine.waiting + 16,
+        graceful_shutdown_timeout_s=replicas.drain_seconds,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+    )
+    api = serve.deployment(Api).options(  # type: ignore[attr-defined]  # the same
+        name="Api",
+        ray_actor_options={"num_cpus": 0.1},
+        max_ongoing_requests=_INGRESS_REQUESTS,
+        graceful_shutdown_timeout_s=replicas.drain_seconds,
+        graceful_shutdown_wait_loop_s=0.5,
+    )
+    application: Application = api.bind(args, engines.bind(args))
+    return application
+
+
+@serve.ingress()
+class Api:
+    """The HTTP side: keys, limits, model ids, prompts, streams."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: ServeConfig, engines: DeploymentHandle[EngineReplica]
+    ) -> None:
+        base, root = await asyncio.to_thread(_base, config)
+        database = await asyncio.to_thread(open_database, database_url(root, config.database))
+        is_open = config.access == "open_until_first_key"
+        self._access = KeyAccess(database, open_until_first_key=is_open)
+        self._database = database
+        self._service = Service(
+            engines=Fleet(engines),
+            models=RegistryModels(root, base),
+            access=self._access,
+            settings=Settings(deadline_seconds=config.deadline_seconds),
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Serve asks for the application once this is made."""
+        logging.getLogger("ftray.access").setLevel(logging.INFO)
+        return create_api(self._service, self._lifespan)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        self._access.start()
+        yield
+        self._service.is_draining = True
+        await asyncio.to_thread(self._access.close)  # what was used is written
+        self._database.close()
+
+
+def _base(config: ServeConfig) -> tuple[Base, str]:
+    root = storage.storage_root(config.storage)
+    folder = fetch(config.model, root)
+    name = config.model.name
+    return Base(name, fingerprint(folder), folder, tokenizer_digest(folder)), root
+
+
+def _gpus(wanted: float | str) -> float:
+    if isinstance(wanted, str):
+        return 1.0 if ray.cluster_resources().get("GPU") else 0.0
+    return wanted

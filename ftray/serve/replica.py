@@ -1,0 +1,121 @@
+"""The engine as a Ray Serve deployment: one replica holds one copy of the base model."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import torch
+
+from ftray import registry, storage
+from ftray.config.serve import ServeConfig
+from ftray.model.base import fetch
+from ftray.serve.engine.engine import EmbeddedEngine
+from ftray.serve.engine.limits import EngineLimits
+from ftray.serve.outbox import Outbox
+from ftray.serve.protocol import (
+    AdapterSource,
+    Engine,
+    EngineInfo,
+    EngineStats,
+    Generation,
+    Piece,
+    RefusedError,
+)
+
+Message = list[Piece] | RefusedError | None
+
+_LAST_SECONDS = 0.5  # for the last pieces to reach who waits for them
+
+
+class EngineReplica:
+    """Runs generations of several ingresses, and sends each of them one message a step.
+
+    The pieces of all generations of an ingress travel on the answer to one of its calls, the
+    carrier; the answers to the others stay open, silent, until their generation has ended. So
+    Serve counts what runs, and waits for it when a replica goes.
+    """
+
+    async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._engine = await asyncio.to_thread(_engine, config)
+        self._info = await self._engine.start()
+        self._outboxes: dict[str, Outbox] = {}  # by ingress
+        self._owners: dict[str, Outbox] = {}  # by generation
+        for ref in config.engine.pinned:
+            await self._engine.load(await asyncio.to_thread(_pinned, config, ref))
+        self._reader = asyncio.create_task(self._read())
+
+    async def generate(
+        self, ingress: str, generation: Generation, source: AdapterSource | None
+    ) -> AsyncIterator[Message]:
+        """Yield None once it is taken, else why not; then what the class says."""
+        outbox = self._outboxes.setdefault(ingress, Outbox())
+        self._owners[generation.id] = outbox
+        outbox.open(generation.id, generation.n)
+        try:
+            if source is not None:
+                await self._engine.load(source)
+            await self._engine.submit(generation)
+            yield None
+            if outbox.is_carried:
+                await outbox.ended(generation.id)
+            else:
+                async for pieces in outbox.carried():
+                    yield pieces
+        except RefusedError as error:
+            yield error
+        finally:
+            self.cancel(generation.id)  # where it has not ended
+
+    def cancel(self, id: str) -> None:
+        """End a generation, if it is one of ours and still runs."""
+        if outbox := self._owners.pop(id, None):
+            outbox.close(id)
+            self._engine.cancel(id)
+
+    async def info(self) -> EngineInfo:
+        """Return what runs here."""
+        return self._info
+
+    async def stats(self) -> EngineStats:
+        """Return its counts."""
+        return self._engine.stats()
+
+    async def check_health(self) -> None:
+        """Raise when only another replica helps; Serve then starts one."""
+        if self._reader.done() or self._engine.is_dead:
+            raise RuntimeError("the engine can do nothing more")
+
+    async def __del__(self) -> None:
+        """End what is left; Serve has let running generations end before."""
+        await self._engine.drain(0.0)
+        await asyncio.sleep(_LAST_SECONDS)
+        await self._engine.stop()
+
+    async def _read(self) -> None:
+        async for pieces in self._engine.pieces():
+            for piece in pieces:
+                if (outbox := self._owners.get(piece.id)) and outbox.put(piece):
+                    del self._owners[piece.id]
+
+
+def _engine(config: ServeConfig) -> Engine:
+    engine = config.engine
+    folder = fetch(config.model, storage.storage_root(config.storage))
+    limits = EngineLimits(
+        rows=engine.rows,
+        waiting=engine.waiting,
+        kv_bytes=int(engine.kv_gib * 2**30),
+        adapter_bytes=int(engine.adapter_gib * 2**30),
+        prefill_tokens=engine.prefill_tokens,
+        max_length=engine.max_length,
+        threads=engine.threads or torch.get_num_threads(),
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    is_nf4 = engine.base_precision == "nf4"
+    return EmbeddedEngine(folder, config.model, limits, device, nf4=is_nf4)
+
+
+def _pinned(config: ServeConfig, ref: str) -> AdapterSource:
+    root = storage.storage_root(config.storage)
+    record = registry.resolve(root, ref)
+    folder = registry.fetch_adapter(root, record, storage.local_cache(root))
+    return AdapterSource(record.digest, str(folder), record.ref, pinned=True)
