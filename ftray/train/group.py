@@ -169,8 +169,10 @@ def _worker(config: dict[str, bytes]) -> Ended:
     try:
         return train(work)
     except torch.OutOfMemoryError as error:
+        # the rest is advice on torch's own settings
+        asked = ". ".join(first_line(error).split(". ")[:2])
         raise OutOfMemoryError(
-            f"a worker's GPU ran out of memory: {first_line(error)}",
+            f"a worker's GPU ran out of memory: {asked}",
             "set train.micro_batch_size=1, train.activation_checkpointing=true,"
             " or a smaller data.max_length",
         ) from None
