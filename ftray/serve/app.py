@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
 
 from ftray import storage
 from ftray.accounts.access import KeyAccess
@@ -24,6 +25,7 @@ from ftray.serve.openai.service import Service, Settings
 from ftray.serve.replica import EngineReplica
 
 APPLICATION = "ftray"
+_QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")  # the edge has its own log
 _INGRESS_REQUESTS = 2000  # at once; engines refuse much earlier, and say so in JSON
 
 
@@ -43,6 +45,7 @@ def build(args: ServeConfig) -> Application:
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2,
         health_check_timeout_s=30,
+        logging_config=_QUIET,
     )
     api = serve.deployment(Api).options(  # type: ignore[attr-defined]  # the same
         name="Api",
@@ -50,6 +53,7 @@ def build(args: ServeConfig) -> Application:
         max_ongoing_requests=_INGRESS_REQUESTS,
         graceful_shutdown_timeout_s=replicas.drain_seconds,
         graceful_shutdown_wait_loop_s=0.5,
+        logging_config=_QUIET,
     )
     application: Application = api.bind(args, engines.bind(args))
     return application
@@ -71,7 +75,7 @@ class Api:
             engines=Fleet(engines),
             models=RegistryModels(root, base),
             access=self._access,
-            settings=Settings(deadline_seconds=config.deadline_seconds),
+            settings=Settings(deadline_seconds=config.deadline_seconds, sends_ids=False),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

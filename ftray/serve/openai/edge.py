@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 import uuid
 
@@ -20,18 +21,19 @@ _SERVED = ("/v1/chat/completions", "/v1/completions")  # whose requests are coun
 class Edge:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, sends_ids: bool = True) -> None:
         self._app = app
         self._metrics = metrics
+        self._sends_ids = sends_ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        trace = Trace(f"req_{uuid.uuid4().hex}", time.monotonic())
+        trace = Trace(_given_id(scope) or f"req_{uuid.uuid4().hex}", time.monotonic())
         scope["ftray.trace"] = trace
-        answer = _Answer(send, trace.id)
+        answer = _Answer(send, trace.id if self._sends_ids else None)
         try:
             await self._app(scope, receive, answer.send)
         except Exception:  # a bug must not end a connection without a word
@@ -68,17 +70,23 @@ class Edge:
         access_log.info(json.dumps(line))
 
 
+def _given_id(scope: Scope) -> str | None:
+    """Return the id that a proxy or the client has given the request, if it can be one."""
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    return given.decode() if re.fullmatch(rb"[\w.:-]{1,128}", given) else None
+
+
 class _Answer:
     """What has been sent of an answer: its status, with the request's id put into the headers."""
 
-    def __init__(self, send: Send, id: str) -> None:
+    def __init__(self, send: Send, id: str | None) -> None:
         self.status = 0
         self._send = send
-        self._id = id.encode()
+        self._headers = [] if id is None else [(b"x-request-id", id.encode())]
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [*message.get("headers", ()), (b"x-request-id", self._id)]
+            headers = [*message.get("headers", ()), *self._headers]
             message = {**message, "headers": headers}
         await self._send(message)

@@ -92,6 +92,7 @@ _REFUSALS: dict[Refusal, tuple[Kind, float | None]] = {
     "draining": (DRAINING, 5),
     "bad_adapter": (Kind(400, "invalid_request_error", "model_not_servable"), None),
     "bad_grammar": (Kind(400, "invalid_request_error", "invalid_schema"), None),
+    "lost": (UNAVAILABLE, 2),
     "deadline": (Kind(504, "server_error", "deadline_exceeded"), 5),
     "internal": (BUG, None),
 }

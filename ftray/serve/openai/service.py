@@ -102,6 +102,7 @@ class Settings:
     deadline_seconds: float = 600  # of a whole generation
     ping_seconds: float = 10  # after which a waiting client hears that the server lives
     reserved_answer: int = 512  # tokens counted against a limit where `max_tokens` is not given
+    sends_ids: bool = True  # in x-request-id; False: who is in front does, as Serve's proxy
     max_shadows: int = 16  # copies running at once; what is more is dropped
 
 
