@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextvars import Context
 from dataclasses import asdict
 from typing import Any
@@ -47,11 +47,7 @@ class Fleet:
     ) -> AsyncIterator[list[Piece]]:
         """Return the pieces of this generation, once a replica has taken it."""
         running = self._running[generation.id] = _Running(generation, source)
-        # in a context of its own: Serve would cancel the call with the request that began it, and
-        # the call may carry the pieces of others
-        task = asyncio.get_running_loop().create_task(self._run(running), context=Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._begin(self._run(running))
         try:
             await running.taken
         except BaseException:
@@ -63,7 +59,7 @@ class Fleet:
         """End a generation."""
         running = self._running.pop(id, None)
         if running is not None and running.replica is not None:
-            self._engines.broadcast("cancel", id)
+            self._begin(self._cancel(id))
 
     async def info(self) -> EngineInfo | None:
         """Return what runs; None while no replica answers."""
@@ -81,6 +77,23 @@ class Fleet:
             return None
         counts = [asdict(stats) for stats in found]
         return EngineStats(**{name: sum(one[name] for one in counts) for name in counts[0]})
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have it done in a context of its own, beside the request that it is for.
+
+        Serve cancels a call with the request that began it, and here the call may carry the pieces
+        of others, or be the one that ends what the request has left behind.
+        """
+        task = asyncio.get_running_loop().create_task(work, context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _cancel(self, id: str) -> None:
+        try:
+            # Serve sends it when its results are asked for
+            await self._engines.broadcast("cancel", id).results_async()
+        except (RayError, RayServeException) as error:
+            logger.warning("generation %s was not cancelled: %s", id, first_line(error))
 
     async def _asked_info(self) -> EngineInfo | None:
         try:
@@ -118,6 +131,8 @@ class Fleet:
     async def _run_once(self, running: "_Running") -> None:
         generate = self._engines.options(method_name="generate", stream=True)
         async with generate.choose_replica() as chosen:
+            if running.is_over(self._running):
+                return  # nobody waits any more
             running.replica = chosen.replica_id
             messages: Any = generate.dispatch(  # mypy sees both kinds of answers
                 chosen, self._id, running.generation, running.source
@@ -125,6 +140,8 @@ class Fleet:
             refusal = await anext(messages)
         if refusal is not None:
             raise refusal
+        if self._running.get(running.generation.id) is not running:
+            self._begin(self._cancel(running.generation.id))  # one sent before may have come first
         if not running.taken.done():
             running.taken.set_result(None)
         await self._carry(running.replica, messages)

@@ -19,7 +19,8 @@ from ftray.train.parallel import Place
 from ftray.train.step import micro_batch, train_step
 from ftray.train.trainee import build_trainee
 
-pytestmark = pytest.mark.gpu
+# what torch's compiler warns itself of, within itself, stops it when it is raised
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},

@@ -72,19 +72,23 @@ class Flow:
             async for pieces in batches:
                 for piece in pieces:
                     if piece.error is not None:
-                        del self._running[id]
-                        raise piece.error
+                        self._fail(id, refused(piece.error))
+                        return
                     if piece.finish is not None:
                         self._ended(id)
                 self._arrived.put_nowait([Part(first + piece.index, piece) for piece in pieces])
             if id in self._running:
-                del self._running[id]
-                self._arrived.put_nowait(ApiError(BUG, "the engine has lost this answer"))
+                self._fail(id, ApiError(BUG, "the engine has lost this answer"))
         except RefusedError as error:
-            self._arrived.put_nowait(refused(error))
+            self._fail(id, refused(error))
         except Exception:  # a bug in a task: who waits for its pieces would wait for ever
             logger.exception("generation %s failed", id)
-            self._arrived.put_nowait(ApiError(BUG, "the answer was lost by an internal error"))
+            self._fail(id, ApiError(BUG, "the answer was lost by an internal error"))
+
+    def _fail(self, id: str, error: ApiError) -> None:
+        """Tell first: a generation that is not running and has told nothing looks whole."""
+        self._arrived.put_nowait(error)
+        self._running.pop(id, None)
 
     def _ended(self, id: str) -> None:
         self._running[id] -= 1

@@ -1,0 +1,210 @@
+"""The embedded engine against PEFT and `generate`, in one process on the same threads."""
+
+import asyncio
+import time
+import warnings
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from ftray.config.run import ModelConfig
+from ftray.model.export import load_with_peft
+from ftray.serve.engine.engine import EmbeddedEngine
+from ftray.serve.engine.limits import EngineLimits
+from ftray.serve.protocol import AdapterSource, Generation, Sampling
+
+THREADS = 2
+PROMPT_TOKENS = 16
+GREEDY = Sampling(temperature=0)
+Row = tuple[str | None, int]  # the adapter and how many tokens
+
+
+class Batches:
+    """Both sides, loaded, with the same adapters."""
+
+    def __init__(self, model: Path, folders: dict[str, Path], tokens: int) -> None:
+        self._model, self._folders, self._tokens = model, folders, tokens
+
+    def measure(self, rounds: int) -> dict[str, Any]:
+        """Return seconds of each side by round, and the ratios that are aimed at."""
+        torch.set_num_threads(THREADS)
+        self._peft = _Peft(self._model, self._folders)
+        seconds = asyncio.run(self._rounds(rounds))
+        return {"seconds": seconds, "ratios": _ratios(seconds), "tokens": self._tokens}
+
+    async def _rounds(self, rounds: int) -> dict[str, list[float]]:
+        limits = EngineLimits(rows=16, kv_bytes=1 << 29, adapter_bytes=1 << 30, threads=THREADS)
+        engine = _Engine(self._model, limits)
+        await engine.start(self._folders)
+        try:
+            sides = self._sides(engine)
+            seconds: dict[str, list[float]] = {side: [] for side in sides}
+            for turn in range(rounds + 1):  # the first one warms up
+                order = list(sides) if turn % 2 else list(sides)[::-1]
+                for side in order:
+                    started = time.perf_counter()
+                    await sides[side]()
+                    if turn:
+                        seconds[side].append(time.perf_counter() - started)
+            return seconds
+        finally:
+            await engine.stop()
+
+    def _sides(self, engine: "_Engine") -> dict[str, Callable[[], Awaitable[None]]]:
+        names, tokens = list(self._folders), self._tokens
+        mixed: list[Row] = [(name, tokens) for name in names]
+        plain: list[Row] = [(None, tokens)] * len(names)
+        # 16 streams of every length from a third to all, as people ask
+        streams: list[Row] = [
+            (names[number % 8], tokens // 3 + (number * 5) % (tokens - tokens // 3 + 1))
+            for number in range(16)
+        ]
+        windows = [streams[:8], streams[8:]]
+        return {
+            "engine, 8 rows of the base": lambda: engine.together(plain),
+            "engine, 8 rows of 8 adapters": lambda: engine.together(mixed),
+            "generate, 8 rows of the base": lambda: self._peft.batch(plain),
+            "PEFT adapter_names, 8 rows of 8 adapters": lambda: self._peft.batch(mixed),
+            "engine, 16 mixed streams": lambda: engine.together(streams),
+            "engine, the 16 one at a time": lambda: engine.one_by_one(streams),
+            "PEFT adapter_names, the 16 in 2 windows": lambda: self._peft.windows(windows),
+            "engine, 16 streams of the base": lambda: engine.together(_based(streams)),
+            "generate, 16 of the base in 2 windows": lambda: self._peft.windows(
+                [_based(window) for window in windows]
+            ),
+        }
+
+
+def _ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    def ratio(one: str, other: str) -> float:
+        pairs = zip(seconds[one], seconds[other], strict=True)
+        return median(a / b for a, b in pairs)
+
+    streams = "engine, 16 mixed streams"
+    return {
+        "8 adapters to base, engine": {
+            "value": ratio("engine, 8 rows of 8 adapters", "engine, 8 rows of the base"),
+            "aim": "≤ 1.25",
+        },
+        "8 adapters to base, PEFT": {
+            "value": ratio(
+                "PEFT adapter_names, 8 rows of 8 adapters", "generate, 8 rows of the base"
+            ),
+            "aim": "",
+        },
+        "engine to generate, 8 rows of the base": {
+            "value": ratio("engine, 8 rows of the base", "generate, 8 rows of the base"),
+            "aim": "",
+        },
+        "16 streams: times faster than one at a time": {
+            "value": ratio("engine, the 16 one at a time", streams),
+            "aim": "≥ 4",
+        },
+        "16 streams: times faster than PEFT in 2 windows": {
+            "value": ratio("PEFT adapter_names, the 16 in 2 windows", streams),
+            "aim": "≥ 1.2",
+        },
+        "16 streams of the base: times faster than generate in 2 windows": {
+            "value": ratio(
+                "generate, 16 of the base in 2 windows", "engine, 16 streams of the base"
+            ),
+            "aim": "≥ 1.2",
+        },
+    }
+
+
+def _based(rows: list[Row]) -> list[Row]:
+    return [(None, tokens) for _, tokens in rows]
+
+
+def _prompts(rows: int) -> list[list[int]]:
+    draw = torch.Generator().manual_seed(3)
+    return torch.randint(1000, 40000, (rows, PROMPT_TOKENS), generator=draw).tolist()
+
+
+class _Engine:
+    """The embedded engine with one reader."""
+
+    def __init__(self, model: Path, limits: EngineLimits) -> None:
+        config = ModelConfig.model_validate({"name": str(model), "dtype": "float32"})
+        self._engine = EmbeddedEngine(model, config, limits, torch.device("cpu"))
+        self._ends: dict[str, asyncio.Future[None]] = {}
+        self._number = 0
+
+    async def start(self, folders: dict[str, Path]) -> None:
+        await self._engine.start()
+        self._reader = asyncio.create_task(self._read())
+        for name, folder in folders.items():
+            await self._engine.load(AdapterSource(name, str(folder), name))
+
+    async def stop(self) -> None:
+        await self._engine.stop()
+        await self._reader
+
+    async def together(self, rows: list[Row]) -> None:
+        prompts = _prompts(len(rows))
+        ends = [await self._submit(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+        await asyncio.gather(*ends)
+
+    async def one_by_one(self, rows: list[Row]) -> None:
+        for row, prompt in zip(rows, _prompts(len(rows)), strict=True):
+            await (await self._submit(row, prompt))
+
+    async def _submit(self, row: Row, prompt: list[int]) -> asyncio.Future[None]:
+        self._number += 1
+        id = str(self._number)
+        end = self._ends[id] = asyncio.get_running_loop().create_future()
+        adapter, tokens = row
+        wish = Generation(id, tuple(prompt), adapter, tokens, GREEDY, ignore_eos=True)
+        await self._engine.submit(wish)
+        return end
+
+    async def _read(self) -> None:
+        async for pieces in self._engine.pieces():
+            for piece in pieces:
+                if piece.error:
+                    self._ends[piece.id].set_exception(piece.error)
+                elif piece.finish:
+                    self._ends[piece.id].set_result(None)
+
+
+class _Peft:
+    """Plain `generate`, with PEFT's mixed batches for adapters."""
+
+    def __init__(self, model: Path, folders: dict[str, Path]) -> None:
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self._plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        first, *others = folders
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._tuned = load_with_peft(base, folders[first])
+            for name in others:
+                self._tuned.load_adapter(str(folders[name]), name)
+        self._tuned.eval()
+        self._names = {first: "default", **{name: name for name in others}}
+
+    async def batch(self, rows: list[Row]) -> None:
+        """Generate as many tokens as the longest row wants: a static batch runs to its end."""
+        tokens = max(tokens for _, tokens in rows)
+        ids = torch.tensor(_prompts(len(rows)))
+        options = {
+            "attention_mask": torch.ones_like(ids),
+            "max_new_tokens": tokens,
+            "min_new_tokens": tokens,
+            "do_sample": False,
+            "pad_token_id": 0,
+        }
+        with torch.no_grad():
+            if rows[0][0] is None:
+                self._plain.generate(ids, **options)
+            else:
+                names = [self._names[name or ""] for name, _ in rows]
+                self._tuned.generate(input_ids=ids, adapter_names=names, **options)
+
+    async def windows(self, windows: list[list[Row]]) -> None:
+        for window in windows:
+            await self.batch(window)
