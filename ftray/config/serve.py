@@ -13,9 +13,25 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _HINT = "a file like deploy/serve.yaml, as `serve deploy` takes it"
 
 
+class VllmConfig(Config):
+    """What only `kind: vllm` reads; vLLM needs an environment of its own."""
+
+    python: str | None = None
+    """Of the environment that holds vLLM; null: $FTRAY_VLLM_PYTHON."""
+    active_adapters: PositiveInt = 8
+    """Adapters in one batch; each one more takes memory on the GPU, used or not."""
+    largest_rank: Annotated[int, Field(ge=1, le=512)] = 64
+    """Adapters of a larger rank are refused; every place for one is as large as this."""
+    eager: bool = False
+    """Don't compile: starts sooner, answers slower."""
+
+
 class EngineConfig(Config):
     """One engine: a copy of the base model that continues many prompts at once."""
 
+    kind: Literal["embedded", "vllm"] = "embedded"
+    """embedded: in this process, on any machine; vllm: a server beside it, faster on GPUs."""
+    vllm: VllmConfig = Field(default_factory=VllmConfig)
     rows: PositiveInt = 16
     """Answers that are written together: more give more tokens a second, later for each."""
     waiting: Annotated[int, Field(ge=0)] = 256
@@ -38,6 +54,12 @@ class EngineConfig(Config):
     """What Ray counts; how many cores torch uses is `threads`."""
     threads: PositiveInt | None = None
     """Of torch; null: all cores of the machine, which suits one engine a machine."""
+
+    @model_validator(mode="after")
+    def _vllm_holds_the_base_as_it_is(self) -> Self:
+        if self.kind == "vllm" and self.base_precision != "same":
+            raise ValueError("base_precision=nf4 is of kind=embedded: vLLM rounds otherwise")
+        return self
 
 
 class ReplicasConfig(Config):

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import torch
 
 from ftray import registry, storage
-from ftray.config.serve import ServeConfig
+from ftray.config.serve import EngineConfig, ServeConfig
 from ftray.model.base import fetch
 from ftray.serve.engine.engine import EmbeddedEngine
 from ftray.serve.engine.limits import EngineLimits
@@ -20,6 +20,8 @@ from ftray.serve.protocol import (
     Piece,
     RefusedError,
 )
+from ftray.serve.vllm.engine import VllmEngine
+from ftray.serve.vllm.options import VllmOptions
 
 Message = list[Piece] | RefusedError | None
 
@@ -98,9 +100,31 @@ class EngineReplica:
 
 
 def _engine(config: ServeConfig) -> Engine:
-    engine = config.engine
     folder = fetch(config.model, storage.storage_root(config.storage))
-    limits = EngineLimits(
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.engine.kind == "vllm":
+        return VllmEngine(folder, config.model, _vllm_options(config.engine), device)
+    is_nf4 = config.engine.base_precision == "nf4"
+    return EmbeddedEngine(folder, config.model, _limits(config.engine), device, nf4=is_nf4)
+
+
+def _vllm_options(engine: EngineConfig) -> VllmOptions:
+    return VllmOptions(
+        python=engine.vllm.python,
+        rows=engine.rows,
+        waiting=engine.waiting,
+        kv_bytes=int(engine.kv_gib * 2**30),
+        adapter_bytes=int(engine.adapter_gib * 2**30),
+        active_adapters=engine.vllm.active_adapters,
+        largest_rank=engine.vllm.largest_rank,
+        prefill_tokens=engine.prefill_tokens,
+        max_length=engine.max_length,
+        eager=engine.vllm.eager,
+    )
+
+
+def _limits(engine: EngineConfig) -> EngineLimits:
+    return EngineLimits(
         rows=engine.rows,
         waiting=engine.waiting,
         kv_bytes=int(engine.kv_gib * 2**30),
@@ -109,9 +133,6 @@ def _engine(config: ServeConfig) -> Engine:
         max_length=engine.max_length,
         threads=engine.threads or torch.get_num_threads(),
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    is_nf4 = engine.base_precision == "nf4"
-    return EmbeddedEngine(folder, config.model, limits, device, nf4=is_nf4)
 
 
 def _pinned(config: ServeConfig, ref: str) -> AdapterSource:

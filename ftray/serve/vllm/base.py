@@ -1,0 +1,90 @@
+"""What must be known of a base model beside vLLM, which holds its weights."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jinja2 import TemplateError
+from tokenizers import Tokenizer
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+
+from ftray.config.run import ModelConfig
+from ftray.model.base import load_tokenizer, resolve_dtype
+from ftray.serve.engine.grammar import Vocabulary
+from ftray.serve.engine.source import Shape
+from ftray.serve.vllm.copies import linear_shapes
+
+_ANSWER = "answer"
+
+
+@dataclass(frozen=True)
+class VllmBase:
+    """Tokens, sizes and precision of a base model."""
+
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+    size: int  # of the output layer
+    ends: frozenset[int]  # tokens that end an answer
+    shapes: Mapping[str, Shape]
+    dtype: torch.dtype
+    cache_bytes: int  # of a token's keys and values
+    needs_nothing_adapter: bool
+    """On CPU, vLLM (0.32, torch_ops/lora_ops.py) takes the -1 of a row without adapter for the last
+    slot: beside rows with adapters it would answer with the one that lies there. Such a row is
+    given an adapter of zeros."""
+
+    def adapter_bytes(self, rank: int) -> int:
+        """What the largest adapter of a rank takes."""
+        return sum(a + b for a, b in self.shapes.values()) * rank * self.dtype.itemsize
+
+
+def read_base(folder: Path, model: ModelConfig, device: torch.device) -> VllmBase:
+    """Read the tokenizer and the configs; no weights."""
+    tokenizer = load_tokenizer(folder, trust_remote_code=model.trust_remote_code)
+    config = AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=model.trust_remote_code
+    ).get_text_config(decoder=True)
+    ends = frozenset(_ends(folder, tokenizer))
+    dtype = resolve_dtype(model, device)
+    heads = config.num_attention_heads
+    values = config.to_dict()
+    width = values.get("head_dim") or config.hidden_size // heads
+    stored = values.get("num_key_value_heads") or heads
+    return VllmBase(
+        tokenizer=tokenizer.backend_tokenizer,
+        vocabulary=Vocabulary(tokenizer, config.vocab_size, ends),
+        size=config.vocab_size,
+        ends=ends,
+        shapes=linear_shapes(folder, trust_remote_code=model.trust_remote_code),
+        dtype=dtype,
+        needs_nothing_adapter=device.type == "cpu",
+        cache_bytes=2 * config.num_hidden_layers * stored * width * dtype.itemsize,
+    )
+
+
+def _ends(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
+    """As the embedded engine has them, so that both end at the same token."""
+    try:
+        named = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+    except OSError:  # a model may have none
+        named = None
+    for ids in (named, tokenizer.eos_token_id):
+        if isinstance(ids, int):
+            yield ids
+        elif ids is not None:
+            yield from ids
+    if tokenizer.chat_template:
+        yield from _turn_end(tokenizer)
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except (TemplateError, TypeError, ValueError, KeyError):  # a template may refuse any turns
+        return []
+    rest = text.rpartition(_ANSWER)[2].lstrip()
+    special = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+    token = next((token for token in special if token and rest.startswith(token)), None)
+    return [] if token is None else [tokenizer.get_vocab()[token]]
