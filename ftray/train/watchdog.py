@@ -38,6 +38,8 @@ class Watchdog(WorkerGroupCallback):
         for watched in self._watched:
             watched.take(now)
         if error := hung([watched.seen(now) for watched in self._watched], _SILENT_SECONDS):
+            for watched in self._watched:  # else Ray waits 30 s for each to take leave
+                ray.kill(watched.worker.actor)
             raise error
         if now - self._asked_at > _ASK_SECONDS:
             self._asked_at = now
