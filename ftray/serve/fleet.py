@@ -14,6 +14,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from ftray.errors import first_line
+from ftray.serve.pieces import by_generation, until_ended
 from ftray.serve.protocol import (
     AdapterSource,
     EngineInfo,
@@ -53,7 +54,8 @@ class Fleet:
         except BaseException:
             self.cancel(generation.id)
             raise
-        return self._pieces(running)
+        id, arrived = generation.id, running.arrived
+        return until_ended(generation.n, arrived, lambda: self._running.pop(id, None))
 
     def cancel(self, id: str) -> None:
         """End a generation."""
@@ -104,16 +106,6 @@ class Fleet:
             return None
         return info
 
-    async def _pieces(self, running: "_Running") -> AsyncIterator[list[Piece]]:
-        left = running.generation.n
-        while left > 0:
-            pieces = await running.arrived.get()
-            left -= sum(piece.finish is not None for piece in pieces)
-            if left <= 0 or any(piece.error is not None for piece in pieces):
-                self._running.pop(running.generation.id, None)
-                left = 0
-            yield pieces
-
     async def _run(self, running: "_Running") -> None:
         """Have it run on a replica; on another one if that is lost before the first token."""
         for number in range(1, _TRIES + 1):
@@ -150,7 +142,7 @@ class Fleet:
         """Deliver what comes; where a stream breaks, its replica's generations are lost with it."""
         try:
             async for pieces in messages:
-                for id, own in _by_generation(pieces).items():
+                for id, own in by_generation(pieces).items():
                     if running := self._running.get(id):
                         running.has_begun = True
                         running.arrived.put_nowait(own)
@@ -191,10 +183,3 @@ class _Running:
     def is_over(self, running: dict[str, "_Running"]) -> bool:
         """Whether nobody waits for it on any replica."""
         return running.get(self.generation.id) is not self or self.replica is not None
-
-
-def _by_generation(pieces: list[Piece]) -> dict[str, list[Piece]]:
-    found: dict[str, list[Piece]] = {}
-    for piece in pieces:
-        found.setdefault(piece.id, []).append(piece)
-    return found

@@ -8,7 +8,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from ftray.errors import FtrayError, first_line
+from ftray.errors import FtrayError
+from ftray.serve.engine.failures import Failures
 from ftray.serve.engine.limits import EngineLimits
 from ftray.serve.engine.source import AdapterWeights
 from ftray.serve.protocol import AdapterSource, RefusedError
@@ -57,7 +58,7 @@ class AdapterBank:
         self._limits, self._read, self._publish, self._remove = limits, read, publish, remove
         self._residents: OrderedDict[str, Resident] = OrderedDict()  # least recently used first
         self._loading: dict[str, asyncio.Task[None]] = {}
-        self._failures: dict[str, tuple[float, RefusedError]] = {}
+        self._failures = Failures(limits.failure_seconds)
         self._evicted: dict[str, float] = {}
         self._places, self._freed = asyncio.Semaphore(_AT_ONCE), asyncio.Event()
 
@@ -68,7 +69,7 @@ class AdapterBank:
         """Have it resident, for a lease at least; of several callers one reads."""
         digest = source.digest
         while digest not in self._residents:  # it may be evicted before its caller wakes up
-            self._refuse_again(digest)
+            self._failures.refuse_again(digest)
             if digest not in self._loading:
                 self._loading[digest] = asyncio.create_task(self._load(source))
             await asyncio.shield(self._loading[digest])  # a caller who leaves does not end it
@@ -104,7 +105,9 @@ class AdapterBank:
                 await self._make_room(weights.bytes, source)
                 await self._place(weights)
         except (FtrayError, OSError, ValueError, TypeError, KeyError, re.error) as error:
-            raise self._remembered(source, error) from None  # whatever a broken file makes PEFT say
+            raise self._failures.remembered(
+                source, error
+            ) from None  # whatever a broken file makes PEFT say
         finally:
             del self._loading[source.digest]
         now = time.monotonic()
@@ -157,18 +160,3 @@ class AdapterBank:
         now = time.monotonic()
         recent = {d: t for d, t in self._evicted.items() if now - t < self._limits.thrash_seconds}
         self._evicted = {**recent, digest: now}
-
-    def _remembered(self, source: AdapterSource, error: Exception) -> RefusedError:
-        name, reason, hint = source.name or source.digest, first_line(error), ""
-        if isinstance(error, FtrayError):
-            reason, hint = error.message, error.hint
-        refused = RefusedError(f"adapter {name}: {reason}", hint, code="bad_adapter")
-        now, keep = time.monotonic(), self._limits.failure_seconds
-        recent = {d: kept for d, kept in self._failures.items() if now - kept[0] < keep}
-        self._failures = {**recent, source.digest: (now, refused)}
-        return refused
-
-    def _refuse_again(self, digest: str) -> None:
-        failed = self._failures.get(digest)
-        if failed and time.monotonic() - failed[0] < self._limits.failure_seconds:
-            raise RefusedError(*failed[1].args)

@@ -1,6 +1,5 @@
 """The base model of an engine, loaded and ready to serve."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,19 +44,19 @@ def load_served(
             if isinstance(linear, nn.Linear):
                 model.set_submodule(name, Nf4Linear(linear, double_quantization=True))
     text = model.config.get_text_config(decoder=True).to_dict()
-    ends = frozenset(_ends(model, tokenizer))
+    ends = end_tokens(model.generation_config.eos_token_id, tokenizer)
     return ServedBase(model, tokenizer, ends, text.get("max_position_embeddings"))
 
 
-def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
-    """What the generation config says, the tokenizer's end, and what ends a turn of a chat."""
-    for named in (model.generation_config.eos_token_id, tokenizer.eos_token_id):
-        if isinstance(named, int):
-            yield named
-        elif named is not None:
-            yield from named
-    if tokenizer.chat_template:
-        yield from _turn_end(tokenizer)
+def end_tokens(named: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """What a generation config names, the tokenizer's end, and what ends a turn of a chat."""
+    found = set(_turn_end(tokenizer)) if tokenizer.chat_template else set()
+    for ids in (named, tokenizer.eos_token_id):
+        if isinstance(ids, int):
+            found.add(ids)
+        elif ids is not None:
+            found.update(ids)
+    return frozenset(found)
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 
+from ftray.serve.pieces import by_generation, until_ended
 from ftray.serve.protocol import (
     AdapterSource,
     Engine,
@@ -55,7 +56,7 @@ class LocalEngines:
         except BaseException:
             self.cancel(generation.id)  # it may have been taken all the same
             raise
-        return self._pieces(generation, arrived)
+        return until_ended(generation.n, arrived, lambda: self._waiting.pop(generation.id, None))
 
     def cancel(self, id: str) -> None:
         """End a generation."""
@@ -70,22 +71,10 @@ class LocalEngines:
         """Return its counts."""
         return self._engine.stats() if self._info is not None else None
 
-    async def _pieces(
-        self, generation: Generation, arrived: asyncio.Queue[list[Piece]]
-    ) -> AsyncIterator[list[Piece]]:
-        left = generation.n
-        while left > 0:
-            pieces = await arrived.get()
-            left -= sum(piece.finish is not None for piece in pieces)
-            if left <= 0 or any(piece.error is not None for piece in pieces):
-                self._waiting.pop(generation.id, None)
-                left = 0
-            yield pieces
-
     async def _read(self) -> None:
         try:
             async for pieces in self._engine.pieces():
-                for id, own in _by_generation(pieces).items():
+                for id, own in by_generation(pieces).items():
                     if waiting := self._waiting.get(id):
                         waiting.put_nowait(own)
         except Exception:  # the engine is gone: nobody may wait for it for ever
@@ -93,10 +82,3 @@ class LocalEngines:
         lost = RefusedError("the engine has stopped", code="internal")
         for id, waiting in self._waiting.items():
             waiting.put_nowait([Piece(id, error=lost)])
-
-
-def _by_generation(pieces: list[Piece]) -> dict[str, list[Piece]]:
-    found: dict[str, list[Piece]] = {}
-    for piece in pieces:
-        found.setdefault(piece.id, []).append(piece)
-    return found

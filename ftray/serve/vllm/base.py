@@ -1,21 +1,19 @@
 """What must be known of a base model beside vLLM, which holds its weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jinja2 import TemplateError
 from tokenizers import Tokenizer
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig
 
 from ftray.config.run import ModelConfig
 from ftray.model.base import load_tokenizer, resolve_dtype
+from ftray.serve.engine.base import end_tokens
 from ftray.serve.engine.grammar import Vocabulary
 from ftray.serve.engine.source import Shape
 from ftray.serve.vllm.copies import linear_shapes
-
-_ANSWER = "answer"
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def read_base(folder: Path, model: ModelConfig, device: torch.device) -> VllmBas
     config = AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=model.trust_remote_code
     ).get_text_config(decoder=True)
-    ends = frozenset(_ends(folder, tokenizer))
+    ends = end_tokens(_named_ends(folder), tokenizer)  # as the embedded engine has them
     dtype = resolve_dtype(model, device)
     heads = config.num_attention_heads
     values = config.to_dict()
@@ -63,28 +61,11 @@ def read_base(folder: Path, model: ModelConfig, device: torch.device) -> VllmBas
     )
 
 
-def _ends(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
-    """As the embedded engine has them, so that both end at the same token."""
+def _named_ends(folder: Path) -> int | list[int] | None:
     try:
-        named = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+        named: int | list[int] | None = GenerationConfig.from_pretrained(
+            folder, local_files_only=True
+        ).eos_token_id
     except OSError:  # a model may have none
-        named = None
-    for ids in (named, tokenizer.eos_token_id):
-        if isinstance(ids, int):
-            yield ids
-        elif ids is not None:
-            yield from ids
-    if tokenizer.chat_template:
-        yield from _turn_end(tokenizer)
-
-
-def _turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except (TemplateError, TypeError, ValueError, KeyError):  # a template may refuse any turns
-        return []
-    rest = text.rpartition(_ANSWER)[2].lstrip()
-    special = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
-    token = next((token for token in special if token and rest.startswith(token)), None)
-    return [] if token is None else [tokenizer.get_vocab()[token]]
+        return None
+    return named

@@ -6,7 +6,9 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from ftray.errors import FtrayError, first_line
+from ftray.errors import FtrayError
+from ftray.serve.engine.bank import BankCounts
+from ftray.serve.engine.failures import Failures
 from ftray.serve.protocol import AdapterSource, RefusedError
 from ftray.serve.vllm.options import VllmOptions
 
@@ -24,16 +26,6 @@ class Held:
         return not self.users and time.monotonic() > self.leased_until
 
 
-@dataclass
-class ShelfCounts:
-    """What the shelf has done."""
-
-    loads: int = 0
-    load_seconds: float = 0.0
-    evictions: int = 0
-    thrashes: int = 0
-
-
 class Shelf:
     """Counted here, because vLLM's own unload frees nothing: it only forgets the name.
 
@@ -47,11 +39,11 @@ class Shelf:
         place: Callable[[AdapterSource], Awaitable[int]],
         remove: Callable[[str], Awaitable[None]],
     ) -> None:
-        self.counts, self.room = ShelfCounts(), room
+        self.counts, self.room = BankCounts(), room
         self._options, self._place, self._remove = options, place, remove
         self._held: OrderedDict[str, Held] = OrderedDict()  # least recently used first
         self._loading: dict[str, asyncio.Task[None]] = {}
-        self._failures: dict[str, tuple[float, RefusedError]] = {}
+        self._failures = Failures(options.failure_seconds)
         self._evicted: dict[str, float] = {}
         self._pins: dict[str, AdapterSource] = {}
         self._turn, self._freed = asyncio.Lock(), asyncio.Event()
@@ -73,7 +65,7 @@ class Shelf:
         """Have it held, for a lease at least; of several callers one loads."""
         digest = source.digest
         while digest not in self._held:  # it may be evicted before its caller wakes up
-            self._refuse_again(digest)
+            self._failures.refuse_again(digest)
             if digest not in self._loading:
                 self._loading[digest] = asyncio.create_task(self._load(source))
             await asyncio.shield(self._loading[digest])  # a caller who leaves does not end it
@@ -160,16 +152,4 @@ class Shelf:
         """Remembered, unless it is the server's failure and not the adapter's."""
         if isinstance(error, RefusedError) and error.code == "lost":
             return error
-        name, reason, hint = source.name or source.digest, first_line(error), ""
-        if isinstance(error, FtrayError):
-            reason, hint = error.message, error.hint
-        refused = RefusedError(f"adapter {name}: {reason}", hint, code="bad_adapter")
-        now, keep = time.monotonic(), self._options.failure_seconds
-        recent = {digest: kept for digest, kept in self._failures.items() if now - kept[0] < keep}
-        self._failures = {**recent, source.digest: (now, refused)}
-        return refused
-
-    def _refuse_again(self, digest: str) -> None:
-        failed = self._failures.get(digest)
-        if failed and time.monotonic() - failed[0] < self._options.failure_seconds:
-            raise RefusedError(*failed[1].args)
+        return self._failures.remembered(source, error)
