@@ -1,29 +1,18 @@
-"""The Ray cluster: connect to it, and say in words whether it holds what a run needs."""
+"""What the Ray cluster holds, and whether that is what a run needs, in words."""
 
-import logging
 import os
-import signal
-import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any
 
-import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ftray import storage
-from ftray.config.cluster import READ_CPUS, ClusterConfig
+from ftray.config.cluster import READ_CPUS
 from ftray.config.run import ScalingConfig
 from ftray.errors import ClusterError
 
-logger = logging.getLogger(__name__)
-
 _GPU_WORKER_CPUS = 4.0  # more than a training loop on a GPU can use
-_OBJECT_STORE_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -49,26 +38,6 @@ class Allotment:
     def __str__(self) -> str:
         gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
         return f"{self.workers} workers of {self.cpus:g} CPUs{gpus}"
-
-
-@contextmanager
-def connected(config: ClusterConfig | None) -> Iterator[None]:
-    """Join the cluster that the file names, or start one on this machine for the block's time.
-
-    In the block SIGTERM, which `kill` and schedulers send, does what Ctrl-C does. A process that is
-    already connected, as a test run or a notebook, keeps its connection.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    _connect(config or ClusterConfig())
-    try:
-        _when_killed(signal.default_int_handler)  # Ray's prints a native stack, and aborts
-        yield
-    finally:
-        ray.shutdown()
-        _when_killed(before)
 
 
 def nodes() -> list[Node]:
@@ -187,37 +156,6 @@ def _fits(wanted: Allotment, machines: list[Node]) -> bool:
     except ClusterError:
         return False
     return True
-
-
-def _when_killed(handler: Callable[[int, FrameType | None], Any] | int | None) -> None:
-    if threading.current_thread() is threading.main_thread():  # no other may set handlers
-        signal.signal(signal.SIGTERM, handler)
-
-
-def _connect(config: ClusterConfig) -> None:
-    try:
-        if config.address == "local":
-            store = config.object_store_memory
-            ray.init(
-                "local",
-                num_cpus=config.num_cpus,
-                num_gpus=config.num_gpus,
-                object_store_memory=store or _object_store_bytes(),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        else:
-            ray.init(config.address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ClusterError(
-            f"cannot connect to the Ray cluster at '{config.address}': {error}",
-            "check the address in the cluster file, and that the cluster is up (ray status)",
-        ) from None
-
-
-def _object_store_bytes() -> int:
-    return min(_OBJECT_STORE_BYTES, int(psutil.virtual_memory().total * 0.1))
 
 
 def _share(workers: int, gpus: float, machines: list[Node]) -> float:

@@ -112,11 +112,14 @@ def train(
     """Train a run, or go on with one that was interrupted, and publish its adapter."""
     from ftray.config.cluster import load_cluster
     from ftray.config.run import load_run
-    from ftray.train.fit import fit
+    from ftray.connection import connecting
 
     config = load_run(Path(run), overrides)
     on = None if cluster is None else load_cluster(Path(cluster))
-    return fit(config, on=on, overwrite=overwrite)
+    with connecting(on) as connection:  # Ray starts beside the import of torch
+        from ftray.train.fit import fit
+
+        return fit(config, connection, overwrite=overwrite)
 
 
 def preview(run: str, overrides: Sequence[str] = (), *, count: int = 3) -> "list[PreviewRow]":

@@ -197,11 +197,16 @@ def _late_imports(path: Path) -> Iterator[tuple[ast.stmt, str]]:
 
 
 def _optional_packages() -> set[str]:
-    """Packages of the extras, and those that only a URI or a hub dataset needs."""
+    """Packages of the extras, and those that few runs or few moments of a run need.
+
+    bitsandbytes loads torch's compiler, more than a second of each process that imports it, and
+    PEFT loads bitsandbytes: a restart of a killed run would wait for both.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [line for lines in project["optional-dependencies"].values() for line in lines]
     named = {re.split(r"[\[>=<]", line)[0] for line in extras} - {"ftray"}
-    return named | {"aiohttp", "datasets", "fsspec", "huggingface_hub", "pyarrow.fs"}
+    by_uri = {"aiohttp", "datasets", "fsspec", "huggingface_hub", "pyarrow.fs"}
+    return named | by_uri | {"bitsandbytes", "ftray.train.publish", "ftray.train.start"}
 
 
 def _committed() -> list[Path]:

@@ -5,12 +5,14 @@ multiplied by our own function. bitsandbytes' `Linear4bit` is not used: on CPUs 
 it repacks its weight at the first eval-mode forward pass, after which gradients stop silently.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from bitsandbytes.functional import QuantState, quantize_4bit
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from bitsandbytes.functional import QuantState
 
 BLOCK = 64  # weights that share one scale
 _SCALE_BLOCK = 256  # scales that share one scale of their own, with double quantization
@@ -25,6 +27,8 @@ class Nf4Linear(nn.Module):
     def __init__(self, linear: nn.Linear, *, double_quantization: bool) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        from bitsandbytes.functional import quantize_4bit
+
         packed, state = quantize_4bit(
             linear.weight.detach(),
             blocksize=BLOCK,
@@ -48,7 +52,7 @@ class Nf4Linear(nn.Module):
         return _dequantized(self.weight, [self.get_buffer(name) for name in self.scales], dtype)
 
 
-def _register(layer: nn.Module, state: QuantState) -> tuple[str, ...]:
+def _register(layer: nn.Module, state: "QuantState") -> tuple[str, ...]:
     """Keep what turns packed weights back into numbers as buffers; return the buffers' names."""
     scales = {"absmax": state.absmax}
     if state.state2 is not None:

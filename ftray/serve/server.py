@@ -14,9 +14,10 @@ from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
-from ftray import cluster, registry, storage
+from ftray import registry, storage
 from ftray.config.cluster import ClusterConfig
 from ftray.config.serve import HttpConfig, ServeConfig
+from ftray.connection import connected
 from ftray.errors import ServeError, first_line
 from ftray.model.base import fetch, fingerprint
 from ftray.serve.app import APPLICATION, build
@@ -40,7 +41,7 @@ def serving(
 ) -> Iterator[Running]:
     """Serve for the block's time; running answers may end before it is left."""
     port = _free_port(endpoint)
-    with cluster.connected(on):
+    with connected(on):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             serve.start(

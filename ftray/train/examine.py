@@ -12,6 +12,7 @@ from ftray import cluster, storage
 from ftray.config.cluster import ClusterConfig
 from ftray.config.data import DataConfig, sources_of
 from ftray.config.run import RunConfig
+from ftray.connection import connected
 from ftray.data.batching.selection import set_aside
 from ftray.data.reading.files import RANGE_BYTES
 from ftray.data.report.page import page
@@ -88,7 +89,7 @@ def _cluster_for(jobs: Sequence[Job], on: ClusterConfig | None, root: str) -> It
     if all(sum(part.size for part in job.ranges) <= RANGE_BYTES for job in missing):
         yield
         return
-    with cluster.connected(on):
+    with connected(on):
         cluster.check_storage(root)
         yield
 

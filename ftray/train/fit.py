@@ -12,9 +12,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ftray import cluster, registry, runs, storage
 from ftray.cluster import Allotment, Node
-from ftray.config.cluster import ClusterConfig
 from ftray.config.data import sources_of
 from ftray.config.run import RunConfig
+from ftray.connection import Connection
 from ftray.data.sources import check_sources
 from ftray.errors import FtrayError, TrainError, first_line
 from ftray.model.base import fetch
@@ -30,7 +30,6 @@ from ftray.train.memory import GIB, USABLE_OF_GPU, Worker, estimate
 from ftray.train.plan import choose_micro_batch
 from ftray.train.plot import loss_curve
 from ftray.train.progress import watched
-from ftray.train.publish import publish_run
 from ftray.train.status import status_kept
 from ftray.train.usage import SourceUse, read_usage
 
@@ -52,9 +51,7 @@ class RunResult:
     sources: list[SourceUse]
 
 
-def fit(
-    config: RunConfig, *, on: ClusterConfig | None = None, overwrite: bool = False
-) -> RunResult:
+def fit(config: RunConfig, connection: Connection, *, overwrite: bool = False) -> RunResult:
     """Train a run, or go on with one that was interrupted, and publish what it learned.
 
     What can be known beforehand is checked before a worker starts: the data's form, the cluster's
@@ -67,7 +64,8 @@ def fit(
     if config.adapter.init_from:
         registry.resolve(root, config.adapter.init_from)  # raises before anything starts
     run = runs.open_run(root, config, overwrite=overwrite)
-    with status_kept(run), cluster.connected(on):
+    with status_kept(run):
+        connection.wait()
         machines = cluster.nodes()
         allotment = cluster.allot(config.scaling, machines)
         cluster.check_fit(allotment, None, machines)
@@ -190,6 +188,8 @@ def _published(
     config: RunConfig, run: Run, allotment: Allotment, template: str | None
 ) -> AdapterRecord:
     """Publish on a worker's share of the cluster: the driver's machine may have no GPU."""
+    from ftray.train.publish import publish_run
+
     task = ray.remote(num_cpus=allotment.cpus, num_gpus=allotment.gpus, max_retries=1)(publish_run)
     try:
         record: AdapterRecord = ray.get(task.remote(config, run, template))

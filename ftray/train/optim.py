@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable
 
 import torch
-from bitsandbytes.optim.adamw import AdamW8bit
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -26,6 +25,8 @@ def build_optimizer(
             on_gpu = all(p.is_cuda for p in parameters)
             return torch.optim.AdamW(groups, train.learning_rate, train.betas, fused=on_gpu)
         case "adamw_8bit":
+            from bitsandbytes.optim.adamw import AdamW8bit
+
             # Dettmers et al. 2022, arXiv:2110.02861: moments in blocks of 8 bits
             made: torch.optim.Optimizer = AdamW8bit(groups, train.learning_rate, train.betas)
             return made

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ftray.config.data import sources_of
 from ftray.config.run import RunConfig, load_run
+from ftray.connection import connecting
 from ftray.data.sources import read_rows
 from ftray.model.base import fetch, load_base, load_tokenizer
 from ftray.model.lora import Routing
@@ -39,7 +40,8 @@ def quickstart(*, root: str) -> QuickstartResult:
     heldout = str(folder / "heldout.jsonl")
     logger.info("answering %s with the base model", Path(heldout).name)
     before = _measure_base(config, heldout, root)
-    run = fit(config, overwrite=True)
+    with connecting(None) as connection:
+        run = fit(config, connection, overwrite=True)
     logger.info("answering %s with %s", Path(heldout).name, run.adapter.ref)
     after = evaluate(run.adapter.ref, heldout, root=root)
     return QuickstartResult(before, after, run)

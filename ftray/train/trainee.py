@@ -8,15 +8,12 @@ from pathlib import Path
 
 import torch
 
-from ftray import registry, storage
-from ftray.config.run import FullConfig, LoraConfig, ModelConfig, RunConfig
+from ftray.config.run import FullConfig, ModelConfig, RunConfig
 from ftray.model import loss
 from ftray.model.adapter import Attached, attach
 from ftray.model.base import load_base, resolve_dtype
-from ftray.model.export import load_adapter
 from ftray.model.loss import LanguageModel
 from ftray.train.parallel import Place, replicate, shard
-from ftray.train.tuned import check_base
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +44,9 @@ def build_trainee(config: RunConfig, folder: Path, place: Place, root: str) -> T
     """Load the base model from `folder`, attach the adapter, and spread both over the workers."""
     attached = load_for_training(config, folder, place.device)
     if config.adapter.init_from:
-        _start_from(config.adapter.init_from, config, attached, folder, root)
+        from ftray.train.start import start_from
+
+        start_from(config.adapter.init_from, config, attached, folder, root)
     if config.train.activation_checkpointing:
         recompute = {"use_reentrant": False}
         attached.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
@@ -80,19 +79,6 @@ def load_for_training(config: RunConfig, folder: Path, device: torch.device) -> 
     base = load_base(folder, model, device)
     loss.check(base)
     return attach(base, config.adapter, config.train.seed)
-
-
-def _start_from(ref: str, config: RunConfig, attached: Attached, folder: Path, root: str) -> None:
-    """Fill in the weights of the published version that `adapter.init_from` names."""
-    record = registry.resolve(root, ref)
-    check_base(record, folder)
-    published = registry.fetch_adapter(root, record, storage.local_cache(root))
-    match config.adapter:
-        case LoraConfig() as adapter:
-            load_adapter(attached, adapter, published)
-        case FullConfig():
-            start = load_base(published, config.model, attached.model.device)
-            attached.model.load_state_dict(start.state_dict())
 
 
 def random_state(seed: int, step: int, rank: int) -> None:
