@@ -17,11 +17,12 @@ _TIMES = ("time", "step_seconds", "tokens_per_second", "data_wait_seconds")
 
 @dataclass(frozen=True)
 class Cost:
-    """What followed a fault: seconds to the next new step, steps done again; or what went wrong."""
+    """What followed a fault: seconds to a step and to a new one, steps done again; or what failed."""
 
     kind: str
     step: int
     seconds: float = 0.0
+    new: float = 0.0
     recomputed: int = 0
     wrong: str = ""
 
@@ -95,13 +96,15 @@ def difference(run: Run, undisturbed: Run) -> Difference:
 
 def _row(costs: Sequence[Cost]) -> list[str]:
     good = [cost for cost in costs if not cost.wrong]
-    seconds = [cost.seconds for cost in good] or [float("nan")]
     again = sum(cost.recomputed for cost in good)
-    times = [f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}"]
+    columns = [[cost.seconds for cost in good], [cost.new for cost in good]]
+    pairs = [(statistics.median(times), max(times)) for times in columns if times]
+    times = [f"{middle:.1f} ({most:.1f})" for middle, most in pairs] or ["", ""]
     return [str(len(costs)), str(len(good)), str(again), *times]
 
 
-_COLUMNS = ("injected", "recovered", "steps again", "seconds, median", "max")
+# seconds: the median, and the longest
+_COLUMNS = ("injected", "recovered", "steps again", "to a step (max)", "to a new one (max)")
 
 
 def _numbers(run: Run) -> list[dict[str, Any]]:

@@ -113,27 +113,29 @@ class Sufferer:
             if self._driver.code in (None, 0):
                 return replace(cost, wrong=f"the command went on: {self._driver.code}")
             self._restart()
-        if not self._wait(lambda: self._news(attempt) is not None):
+        if not self._wait(lambda: bool(self._news(attempt))):
             return replace(cost, wrong=f"did not recover, exit code {self._driver.code}")
-        next_step, recomputed = self._news(attempt) or (0.0, 0)
-        return replace(cost, seconds=next_step - at, recomputed=recomputed)
+        *again, new = self._news(attempt)
+        first = again[0] if again else new
+        return replace(cost, seconds=first - at, new=new - at, recomputed=len(again))
 
-    def _news(self, attempt: int) -> tuple[float, int] | None:
-        """When the first step came that no attempt had done before; and how many came again.
+    def _news(self, attempt: int) -> list[float]:
+        """When each step came that was done again, and then the first that never was before.
 
-        None before that step. A line tells when its step was done, and an attempt's claim when it
-        began: what is newer than the claim was done by the new attempt.
+        Nothing before that one. A line tells when its step was done, and an attempt's claim when
+        it began: what is newer than the claim was done by the new attempt.
         """
         claim = Path(self._run.folder, "attempts", f"{attempt + 1}.json")
         if not claim.exists():
             self._reached = max(self._reached, self._step())
-            return None
+            return []
         began = json.loads(claim.read_text())["heartbeat"]
         lines = runs.read_metrics(self._run)
         self._reached = max([self._reached, *(n["step"] for n in lines if n["time"] <= began)])
         done = [line for line in lines if line["time"] > began]
+        again = [line["time"] for line in done if line["step"] <= self._reached]
         new = [line["time"] for line in done if line["step"] > self._reached]
-        return (min(new), len(done) - len(new)) if new else None
+        return [*again, new[0]] if new else []
 
     _reached = 0  # the furthest step that was done before the fault
 
