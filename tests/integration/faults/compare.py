@@ -17,7 +17,7 @@ _TIMES = ("time", "step_seconds", "tokens_per_second", "data_wait_seconds")
 
 @dataclass(frozen=True)
 class Cost:
-    """What followed a fault: seconds to a step and to a new one, steps done again; or what failed."""
+    """What followed a fault: seconds to a step and to a new one, steps again; or what failed."""
 
     kind: str
     step: int
