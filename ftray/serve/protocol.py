@@ -57,6 +57,7 @@ class Generation:
     sampling: Sampling = field(default_factory=Sampling)
     n: int = 1
     stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] | None = None  # tokens that end an answer; None: the base model's
     logprobs: int | None = None  # of the chosen token and of so many alternatives; None: of none
     grammar: str | None = None  # llguidance's grammar as JSON (`LLMatcher.grammar_from_…`)
     ignore_eos: bool = False  # for benchmarks

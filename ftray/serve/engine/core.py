@@ -52,5 +52,5 @@ def build_core(
     layers = AdapterLayers(base.model, limits.rows)
     vocabulary = Vocabulary(base.tokenizer, base.vocabulary, base.ends)
     chosen = choose_batch(base.model, layers, limits)
-    stepper = Stepper(chosen.batch, vocabulary, base.ends, limits, publish)
+    stepper = Stepper(chosen.batch, vocabulary, limits, publish)
     return Core(base, layers, vocabulary, chosen.batch, stepper, chosen.notes)

@@ -10,6 +10,7 @@ import torch
 
 from ftray.config.run import ModelConfig
 from ftray.errors import ServeError, first_line
+from ftray.serve.ends import ends_of
 from ftray.serve.engine.bank import AdapterBank
 from ftray.serve.engine.base import load_served
 from ftray.serve.engine.core import Core, build_core
@@ -87,13 +88,15 @@ class EmbeddedEngine:
         """Take it into the queue."""
         self._check(generation)
         grammar: Grammar | None = None
+        base = self._core.base
+        ends = ends_of(generation, base.ends, base.vocabulary)
         if generation.adapter is not None:
             self._bank.retain(generation.adapter)
         self._ledger.open(generation)
         try:
             if generation.grammar is not None:
                 compile = self._core.vocabulary.grammar
-                grammar = await asyncio.to_thread(compile, generation.grammar)
+                grammar = await asyncio.to_thread(compile, generation.grammar, ends)
         except BaseException:
             self._ledger.drop(generation.id)
             raise
@@ -103,7 +106,7 @@ class EmbeddedEngine:
             done = [Piece(generation.id, i, finish="length") for i in range(generation.n)]
             self._ledger.deliver(done)
             return
-        job = make_job(generation, self._core.base.tokenizer.backend_tokenizer, grammar)
+        job = make_job(generation, base.tokenizer.backend_tokenizer, grammar, ends)
         self._tell(partial(self._core.stepper.submit, job))
 
     async def pieces(self) -> AsyncIterator[list[Piece]]:

@@ -1,5 +1,6 @@
 """Constrained answers: which tokens a grammar allows next, by llguidance."""
 
+from collections import OrderedDict
 from collections.abc import Collection
 
 import numpy as np
@@ -20,25 +21,45 @@ class Vocabulary:
         self, tokenizer: PreTrainedTokenizerBase, size: int, ends: Collection[int]
     ) -> None:
         self._known = len(tokenizer)
-        size = max(size, self._known)
+        self._size = max(size, self._known)
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             kind = type(tokenizer).__name__
             raise ModelError(f"the tokenizer ({kind}) cannot be used", "it has no tokenizer.json")
-        self._tokens: LLTokenizer = from_tokenizer(tokenizer, size, sorted(ends))
+        self._tokenizer: PreTrainedTokenizerFast = tokenizer
+        self._ends = frozenset(ends)
+        self._tokens = self._ended_by(self._ends)
+        self._others: OrderedDict[frozenset[int], LLTokenizer] = OrderedDict()
 
     def text(self, token: int) -> bytes:
         """Exactly what a token stands for; nothing for the padding of the output layer."""
         return self._tokens.decode_bytes([token]) if token < self._known else b""
 
-    def grammar(self, grammar: str) -> "Grammar":
-        """Compile; may take a second, without the interpreter's lock."""
-        matcher = LLMatcher(self._tokens, grammar, log_level=0)
+    def grammar(self, grammar: str, ends: frozenset[int]) -> "Grammar":
+        """Compile for an answer that these tokens end (none: the model's); may take a second."""
+        matcher = LLMatcher(self._tokens_for(ends or self._ends), grammar, log_level=0)
         if matcher.is_error():
             raise RefusedError(
                 f"the grammar cannot be compiled: {first_line(ValueError(matcher.get_error()))}",
                 code="bad_grammar",
             )
         return Grammar(matcher)
+
+    def _tokens_for(self, ends: frozenset[int]) -> LLTokenizer:
+        """A grammar lets an answer end with the tokens that are its tokenizer's ends."""
+        if ends == self._ends:
+            return self._tokens
+        made = self._others.pop(ends, None) or self._ended_by(ends)
+        self._others[ends] = made
+        while len(self._others) > _OTHERS:
+            self._others.popitem(last=False)
+        return made
+
+    def _ended_by(self, ends: frozenset[int]) -> LLTokenizer:
+        tokens: LLTokenizer = from_tokenizer(self._tokenizer, self._size, sorted(ends) or None)
+        return tokens
+
+
+_OTHERS = 4  # adapters' sets of end tokens that are kept: a tokenizer takes megabytes
 
 
 class Grammar:

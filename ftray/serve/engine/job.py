@@ -35,10 +35,10 @@ class Row:
         """Tokens whose keys and values it has when its last token has been computed."""
         return len(self.tokens)
 
-    def take(self, token: int, logprobs: Token | None, ends: frozenset[int]) -> Piece:
+    def take(self, token: int, logprobs: Token | None) -> Piece:
         """Go on by a token; the piece that it makes, with its finish if it is the last."""
         wish = self.job.generation
-        if token in ends and not wish.ignore_eos:
+        if token in self.job.ends:
             return self._piece("", (), "stop")
         self.tokens.append(token)
         self.answered += 1
@@ -72,6 +72,7 @@ class Job:
     """A generation, the choices that wait for a place, and those that have not ended."""
 
     generation: Generation
+    ends: frozenset[int] = frozenset()  # tokens that end a choice
     waiting: deque[Row] = field(default_factory=deque)
     open: int = 0
     submitted: float = field(default_factory=time.monotonic)
@@ -90,9 +91,11 @@ class Job:
         return [row for row in self.waiting if not row.answered][:most]
 
 
-def make_job(generation: Generation, tokenizer: Tokenizer, grammar: Grammar | None) -> Job:
+def make_job(
+    generation: Generation, tokenizer: Tokenizer, grammar: Grammar | None, ends: frozenset[int]
+) -> Job:
     """Prepare all choices; each has a state of its own."""
-    job = Job(generation, open=generation.n)
+    job = Job(generation, ends, open=generation.n)
     for index in range(generation.n):
         own = grammar.copy() if grammar is not None else None
         job.waiting.append(Row(job, index, tokenizer, own))

@@ -43,7 +43,6 @@ class Stepper(threading.Thread):
         self,
         batch: Batch,
         vocabulary: Vocabulary,
-        ends: frozenset[int],
         limits: EngineLimits,
         publish: Callable[[list[Piece]], None],
     ) -> None:
@@ -51,7 +50,7 @@ class Stepper(threading.Thread):
         self.batch, self.work = batch, Work()
         self.waiting = FairQueue()
         self.is_dead = False
-        self._vocabulary, self._ends, self._limits = vocabulary, ends, limits
+        self._vocabulary, self._limits = vocabulary, limits
         self._publish = publish
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._joiners: list[Joiner] = []
@@ -186,7 +185,7 @@ class Stepper(threading.Thread):
             wish = row.job.generation.logprobs
             shown = None if wish is None else describe(token, values, wish, self._vocabulary)
             try:
-                piece = row.take(token, shown, self._ends)
+                piece = row.take(token, shown)
             except RefusedError as error:
                 self._fail(row.job, error)
                 continue

@@ -52,6 +52,7 @@ async def _plan(service: Service, body: ChatRequest, resolved: Resolved, info: E
         n=body.n,
         max_tokens=body.answer_tokens,
         stop=tuple(body.stop),
+        stop_ids=wording.stop_ids(resolved.ends),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         grammar=grammar,
         calls=style,

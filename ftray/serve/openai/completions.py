@@ -47,6 +47,7 @@ async def _plan(
         n=body.n,
         max_tokens=body.answer_tokens,
         stop=tuple(body.stop),
+        stop_ids=wording.stop_ids(resolved.ends),
         logprobs=body.logprobs,
         echoes=tuple(_echo(wording, prompt) for prompt in body.prompt) if body.echo else (),
     )

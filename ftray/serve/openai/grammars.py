@@ -8,7 +8,13 @@ from ftray.errors import DataError
 from ftray.serve.openai.errors import INVALID, UNSUPPORTED, ApiError
 from ftray.serve.openai.messages import Function, NamedTool
 from ftray.serve.openai.requests import ChatRequest, ResponseFormat
-from ftray.serve.openai.tools import CallStyle, call_style, forced_grammar, guided_grammar
+from ftray.serve.openai.tools import (
+    CallStyle,
+    call_style,
+    forced_grammar,
+    guided_grammar,
+    with_few_blanks,
+)
 
 
 async def format_grammar(asked: ResponseFormat) -> str | None:
@@ -19,7 +25,7 @@ async def format_grammar(asked: ResponseFormat) -> str | None:
         schema = asked.json_schema.schema_
     if schema is None:
         return None
-    grammar = str(LLMatcher.grammar_from_json_schema(schema))
+    grammar = str(LLMatcher.grammar_from_json_schema(with_few_blanks(schema)))
     return await _checked(grammar, "response_format.json_schema.schema")
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftray import registry, storage
-from ftray.errors import RegistryError, ServeError, StorageError
+from ftray.errors import ModelError, RegistryError, ServeError, StorageError
 from ftray.registry import AdapterRecord, Target
+from ftray.serve.ends import named_ends
 from ftray.serve.openai.fresh import Fresh
 from ftray.serve.openai.service import ModelCard, Resolved
 from ftray.serve.protocol import AdapterSource
@@ -26,6 +27,18 @@ class Base:
     folder: Path
     tokenizer_digest: str
     created: int = 0
+
+
+@dataclass(frozen=True)
+class _Local:
+    """A version's files on local disk.
+
+    `ends` is for a version that ships its tokenizer: the end tokens that its generation config
+    names, the base's where it ships none.
+    """
+
+    folder: Path
+    ends: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ class RegistryModels:
         self._base = base
         self._meanings = Fresh(self._look_up)
         self._listings = Fresh(self._list)
-        self._folders: dict[str, asyncio.Task[Path]] = {}
+        self._locals: dict[str, asyncio.Task[_Local]] = {}
 
     async def resolve(self, id: str, sticky: str) -> Resolved:
         """Find the version that an id means for this user; its files are on local disk then."""
@@ -55,16 +68,17 @@ class RegistryModels:
         version = registry.choose(meaning.targets, f"{id}:{sticky}")
         record = meaning.records[version]
         self._check_served(record)
-        folder = await self._folder(record)
+        local = await self._local(record)
         shadow = f"{record.name}@{meaning.shadow}" if meaning.shadow else None
-        own = (folder / "tokenizer_config.json").exists()
+        own = local.ends is not None
         return Resolved(
             model=record.name,
             version=record.ref,
             record=record,
-            source=AdapterSource(record.digest, str(folder), record.ref),
-            tokenizer=folder if own else self._base.folder,
+            source=AdapterSource(record.digest, str(local.folder), record.ref),
+            tokenizer=local.folder if own else self._base.folder,
             tokenizer_digest=record.tokenizer_digest if own else self._base.tokenizer_digest,
+            ends=local.ends,
             shadow=shadow,
         )
 
@@ -150,22 +164,29 @@ class RegistryModels:
                 f" ({self._base.fingerprint[:8]})"
             )
 
-    async def _folder(self, record: AdapterRecord) -> Path:
-        """Return the version's local folder; fetched and verified once."""
+    async def _local(self, record: AdapterRecord) -> "_Local":
+        """Return the version's local files; fetched and verified once."""
         key = f"{record.ref} {record.digest}"
-        fetch = self._folders.get(key)
+        fetch = self._locals.get(key)
         if fetch is None:
-            cache = storage.local_cache(self._root)
-            work = asyncio.to_thread(registry.fetch_adapter, self._root, record, cache)
-            fetch = self._folders[key] = asyncio.create_task(work)
+            work = asyncio.to_thread(self._fetch, record)
+            fetch = self._locals[key] = asyncio.create_task(work)
         try:
             return await asyncio.shield(fetch)  # others wait for it as well
-        except (RegistryError, StorageError) as error:
-            if self._folders.get(key) is fetch:
-                del self._folders[key]
+        except (RegistryError, StorageError, ModelError) as error:
+            if self._locals.get(key) is fetch:
+                del self._locals[key]
             if isinstance(error, StorageError):
                 raise
             raise ServeError(error.message, error.hint) from None
+
+    def _fetch(self, record: AdapterRecord) -> "_Local":
+        """In a thread."""
+        folder = registry.fetch_adapter(self._root, record, storage.local_cache(self._root))
+        if not (folder / "tokenizer_config.json").exists():
+            return _Local(folder, None)
+        own = named_ends(folder)
+        return _Local(folder, (named_ends(self._base.folder) or ()) if own is None else own)
 
     def _resolved_base(self) -> Resolved:
         base = self._base

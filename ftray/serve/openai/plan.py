@@ -17,6 +17,7 @@ class Plan:
     n: int
     max_tokens: int | None  # None: what is left
     stop: tuple[str, ...]
+    stop_ids: tuple[int, ...] | None
     logprobs: int | None
     grammar: str | None = None
     calls: CallStyle | None = None  # how the answer's tool calls are written
@@ -35,6 +36,7 @@ class Plan:
                 sampling=self.sampling,
                 n=self.n,
                 stop=self.stop,
+                stop_ids=self.stop_ids,
                 logprobs=self.logprobs,
                 grammar=self.grammar,
                 owner=owner,

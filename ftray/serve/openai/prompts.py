@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ftray.data.rendering.template import ChatTemplate
 from ftray.data.rendering.tokenizer import bare_backend, start_ids
 from ftray.errors import DataError, ServeError
+from ftray.serve.ends import end_tokens
 
 Result = TypeVar("Result")
 
@@ -47,12 +48,17 @@ class Wording:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._backend = bare_backend(tokenizer)
         self._start = start_ids(tokenizer)
+        self._ends = end_tokens((), tokenizer)
         template = _template(tokenizer)
         self._template = ChatTemplate(template, dict(tokenizer.special_tokens_map))
         self._knows_developer = "developer" in template
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         self.size = 1 + max(vocabulary.values())
         self._longest = max(map(len, vocabulary))
+
+    def stop_ids(self, named: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Return what ends an answer, with what the model's configs name; None: the base's ends."""
+        return None if named is None else tuple(sorted({*named, *self._ends}))
 
     @property
     def template(self) -> str:

@@ -50,6 +50,7 @@ class Resolved:
     source: AdapterSource | None
     tokenizer: Path  # the folder of its tokenizer and template
     tokenizer_digest: str
+    ends: tuple[int, ...] | None = None  # that its configs name; None: its tokenizer is the base's
     shadow: str | None = None  # the version that gets a copy
 
     @property

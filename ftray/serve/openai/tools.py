@@ -83,11 +83,24 @@ def _call_rule(style: CallStyle, number: int, function: Function, opening: str) 
         "required": ["name", style.arguments],
         "additionalProperties": False,
     }
-    parts = [f"%json {json.dumps(schema)}"]
+    parts = [f"%json {json.dumps(with_few_blanks(schema))}"]
     if style.open:
         start = json.dumps(f"{opening}\n")
         parts = [start, *parts, json.dumps(f"\n{style.close}")]
     return f"call_{number}: {' '.join(parts)}"
+
+
+def with_few_blanks(schema: dict[str, Any]) -> dict[str, Any]:
+    """Let JSON have blanks where `json.dumps` writes them, or none.
+
+    Anywhere else a model that likes blanks could go on with them for ever. A bounded
+    `whitespace_pattern` would allow indented JSON as well, but llguidance 1.7, which vLLM 0.32 has,
+    lets it be repeated.
+    """
+    return {**schema, "x-guidance": _FEW_BLANKS}
+
+
+_FEW_BLANKS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
 
 def _lark(rules: Sequence[str]) -> str:

@@ -26,9 +26,8 @@ class AnswerReader:
     """One generation's choices. The text is made here from the tokens, as the embedded engine does:
     vLLM's own holds back as many characters as the longest stop string has, whatever they are."""
 
-    def __init__(self, generation: Generation, base: VllmBase) -> None:
-        self._wish, self._base = generation, base
-        self._ends: Collection[int] = () if generation.ignore_eos else base.ends
+    def __init__(self, generation: Generation, base: VllmBase, ends: Collection[int]) -> None:
+        self._wish, self._base, self._ends = generation, base, ends
         self._drawn = drawn_choices(generation)
         self._choices = [
             _Choice(AnswerText(base.tokenizer, generation.stop)) for _ in range(self._drawn)

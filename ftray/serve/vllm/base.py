@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig
 
 from ftray.config.run import ModelConfig
 from ftray.model.base import load_tokenizer, resolve_dtype
-from ftray.serve.engine.base import end_tokens
+from ftray.serve.ends import end_tokens, named_ends
 from ftray.serve.engine.grammar import Vocabulary
 from ftray.serve.engine.source import Shape
 from ftray.serve.vllm.copies import linear_shapes
@@ -43,7 +43,7 @@ def read_base(folder: Path, model: ModelConfig, device: torch.device) -> VllmBas
     config = AutoConfig.from_pretrained(
         folder, local_files_only=True, trust_remote_code=model.trust_remote_code
     ).get_text_config(decoder=True)
-    ends = end_tokens(_named_ends(folder), tokenizer)  # as the embedded engine has them
+    ends = end_tokens(named_ends(folder) or (), tokenizer)  # as the embedded engine has them
     dtype = resolve_dtype(model, device)
     heads = config.num_attention_heads
     values = config.to_dict()
@@ -59,13 +59,3 @@ def read_base(folder: Path, model: ModelConfig, device: torch.device) -> VllmBas
         needs_nothing_adapter=device.type == "cpu",
         cache_bytes=2 * config.num_hidden_layers * stored * width * dtype.itemsize,
     )
-
-
-def _named_ends(folder: Path) -> int | list[int] | None:
-    try:
-        named: int | list[int] | None = GenerationConfig.from_pretrained(
-            folder, local_files_only=True
-        ).eos_token_id
-    except OSError:  # a model may have none
-        return None
-    return named

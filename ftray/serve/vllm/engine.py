@@ -12,6 +12,7 @@ import torch
 
 from ftray.config.run import ModelConfig
 from ftray.errors import ServeError
+from ftray.serve.ends import ends_of
 from ftray.serve.engine.ledger import Ledger
 from ftray.serve.protocol import (
     AdapterSource,
@@ -107,23 +108,24 @@ class VllmEngine:
         now = self._now
         self._check(generation)
         client = now.supervisor.client
+        ends = ends_of(generation, now.base.ends, now.base.size)
         if generation.adapter is not None:
             now.shelf.retain(generation.adapter)
         now.ledger.open(generation)
         try:
             if generation.grammar is not None:
-                await asyncio.to_thread(now.base.vocabulary.grammar, generation.grammar)
-            body = completion_body(generation, now.base.ends, now.base_name)
+                await asyncio.to_thread(now.base.vocabulary.grammar, generation.grammar, ends)
+            body = completion_body(generation, ends, now.base_name)
         except BaseException:
             now.ledger.drop(generation.id)
             raise
         if generation.id not in now.ledger:
             return  # cancelled while its grammar was compiled
         if generation.max_tokens < 1:
-            ends = [Piece(generation.id, i, finish="length") for i in range(generation.n)]
-            now.streams.tell(ends)
+            none = [Piece(generation.id, i, finish="length") for i in range(generation.n)]
+            now.streams.tell(none)
             return
-        now.streams.run(generation, client, body, AnswerReader(generation, now.base))
+        now.streams.run(generation, client, body, AnswerReader(generation, now.base, ends))
 
     async def pieces(self) -> AsyncIterator[list[Piece]]:
         """Yield what came in one turn of the loop, of all streams, until the engine stops."""

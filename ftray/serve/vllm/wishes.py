@@ -32,7 +32,7 @@ def completion_body(
         "repetition_penalty": 1.0,
         "seed": sampling.seed,
         "stop": list(wish.stop),
-        "stop_token_ids": [] if wish.ignore_eos else sorted(ends),
+        "stop_token_ids": sorted(ends),
         "ignore_eos": wish.ignore_eos,
     }
     if sampling.logit_bias:

@@ -55,6 +55,11 @@ class Server:
 
 
 @pytest.fixture(scope="session")
+def tools_template() -> str:
+    return TOOLS_TEMPLATE
+
+
+@pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> str:
     """A storage root: `tickets` in three versions, `caller` with a template for tools."""
     made = str(tmp_path_factory.mktemp("root"))

@@ -39,28 +39,41 @@ class Real:
 
 @pytest.fixture(scope="module")
 def real(
-    serve: Callable[..., Any], tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    serve: Callable[..., Any],
+    tiny_folder: Path,
+    tools_template: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Real:
     root = str(tmp_path_factory.mktemp("root"))
     expected = dict(_alone(AutoModelForCausalLM.from_pretrained(tiny_folder), BASE, tiny_folder))
     for seed, name in enumerate(NAMES):
         folder = tmp_path_factory.mktemp(name)
         _random_adapter(tiny_folder, folder, seed)
-        record = AdapterRecord(
-            name=name,
-            kind="adapter",
-            base=BaseModel(name=BASE, revision=None, fingerprint="f" * 64),
-            method="lora",
-            rank=8,
-            tokenizer_digest="",
-            template_digest="",
-        )
-        registry.publish(root, folder, record)
+        _publish(root, folder, name)
         base = AutoModelForCausalLM.from_pretrained(tiny_folder)
         expected |= _alone(load_with_peft(base, folder), name, tiny_folder)
+    folder = tmp_path_factory.mktemp("caller")  # with a tokenizer whose template has tools
+    _random_adapter(tiny_folder, folder, len(NAMES))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.chat_template = tools_template
+    tokenizer.save_pretrained(folder)
+    _publish(root, folder, "caller")
     model = ModelConfig(name=str(tiny_folder), dtype="float32")
     engine = EmbeddedEngine(tiny_folder, model, LIMITS, torch.device("cpu"))
     return Real(serve(root, engine=engine), expected)
+
+
+def _publish(root: str, folder: Path, name: str) -> None:
+    record = AdapterRecord(
+        name=name,
+        kind="adapter",
+        base=BaseModel(name=BASE, revision=None, fingerprint="f" * 64),
+        method="lora",
+        rank=8,
+        tokenizer_digest="",
+        template_digest="",
+    )
+    registry.publish(root, folder, record)
 
 
 def _random_adapter(base: Path, folder: Path, seed: int) -> None:
@@ -151,29 +164,52 @@ def test_a_seed_gives_the_same_answer_again_and_in_a_stream(real):
     assert create(**{**asked, "seed": 8}).choices[0].message.content != texts[0]
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}, "kind": {"enum": ["a", "b"]}},
+    "required": ["ok", "kind"],
+    "additionalProperties": False,
+}
+
+
 def test_a_schema_holds_a_model_that_knows_no_json(real):
-    schema = {
-        "type": "object",
-        "properties": {"ok": {"type": "boolean"}, "kind": {"enum": ["a", "b"]}},
-        "required": ["ok", "kind"],
-        "additionalProperties": False,
-    }
     answer = real.server.client.chat.completions.create(
         model="blue",
         messages=[{"role": "user", "content": "x"}],
-        response_format={"type": "json_schema", "json_schema": {"name": "s", "schema": schema}},
+        response_format={"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}},
         temperature=0,
-        logit_bias=_no_blanks(real),
     )
     assert answer.choices[0].finish_reason == "stop"
     assert set(json.loads(answer.choices[0].message.content)) == {"ok", "kind"}
 
 
-def _no_blanks(real: Real) -> dict[str, float]:
-    """A model of random weights would fill JSON with blanks for ever."""
+@pytest.mark.parametrize("form", ["response_format", "tool"])
+def test_a_model_that_loves_blanks_ends_its_json(real, form):
+    tool = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+    schema = {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}
+    asked = {
+        "response_format": {"response_format": schema},
+        "tool": {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False},
+    }[form]
+    answer = real.server.client.chat.completions.create(
+        model="caller",
+        messages=[{"role": "user", "content": "x"}],
+        logit_bias=_love_of_blanks(real),
+        max_tokens=150,
+        **asked,
+    )
+    [choice] = answer.choices
+    assert choice.finish_reason == {"response_format": "stop", "tool": "tool_calls"}[form]
+    calls = choice.message.tool_calls
+    text = calls[0].function.arguments if calls else choice.message.content
+    assert set(json.loads(text)) == {"ok", "kind"}
+    assert calls or '": ' in text  # it had its blanks
+
+
+def _love_of_blanks(real: Real) -> dict[str, float]:
     tokenizer = AutoTokenizer.from_pretrained(real.server.engine._folder)
     ids = [id for blank in " \n\t\r" for id in tokenizer.encode(blank, add_special_tokens=False)]
-    return {str(id): -100 for id in ids}
+    return {str(id): 100 for id in ids}
 
 
 def test_stop_strings_and_context_are_the_engines_own(real, send):

