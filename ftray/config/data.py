@@ -87,6 +87,18 @@ class LimitsConfig(Config):
         return any(limit is not None for limit in self.model_dump().values())
 
 
+class HoldoutConfig(Config):
+    """Rows that a run neither trains on nor measures, so that a search ends with an honest number.
+
+    By the prompt's content, as `eval_fraction` does it.
+    """
+
+    of: Literal["eval", "train"] = "eval"
+    """What they are taken from; of eval, what is trained on stays the same."""
+    share: Share = 0.5
+    """More of them make the last number surer, and those that the search sees less so."""
+
+
 class DataConfig(Config):
     """Where the examples are, what they look like, and how they become batches."""
 
@@ -98,6 +110,8 @@ class DataConfig(Config):
     eval_fraction: Share | None = None
     """Set this share of `train` aside as eval: by the prompt's content, so no reordering moves it,
     and rows with one prompt stay together."""
+    holdout: HoldoutConfig | None = None
+    """Set rows aside for the end of a search; `ftray tune` sets it, and measures its best on it."""
     format: Chosen = "auto"
     """What a row holds; auto: told by the columns. All but text are rendered as chat."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -146,6 +160,9 @@ class DataConfig(Config):
             raise ValueError("give every source of train a weight, or none")
         if self.eval is not None and self.eval_fraction is not None:
             raise ValueError("set eval or eval_fraction, not both")
+        has_eval = self.eval is not None or self.eval_fraction is not None
+        if self.holdout is not None and self.holdout.of == "eval" and not has_eval:
+            raise ValueError("holdout.of=eval needs eval or eval_fraction: set holdout.of=train")
         if any(one.weight or one.samples or one.epochs for one in sources_of(self.eval)):
             raise ValueError("eval takes no weight, samples or epochs: all its rows are measured")
         if not self.keep_shards and self.duplicates != "keep":

@@ -1,6 +1,6 @@
 """Turn a base model into one that trains: adapters beside its linear layers, or all its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,23 +39,25 @@ def attach(model: PreTrainedModel, adapter: AdapterConfig, seed: int) -> Attache
     """
     routing = Routing(model.device)
     match adapter:
-        case QloraConfig():  # before LoraConfig, which it extends
-            names = target_names(model, adapter)
-            model.requires_grad_(False)
-            _quantize(model, double_quantization=adapter.double_quantization)
-            _wrap(model, names, adapter, routing, seed)
         case LoraConfig():
-            names = target_names(model, adapter)
-            model.requires_grad_(False)
+            names = target_names(decoder_linears(model), adapter)
+            freeze(model, adapter)
             _wrap(model, names, adapter, routing, seed)
         case FullConfig():
             model.requires_grad_(True)
     return Attached(model, routing)
 
 
-def target_names(model: PreTrainedModel, adapter: LoraConfig) -> list[str]:
+def freeze(model: PreTrainedModel, adapter: LoraConfig) -> None:
+    """Make a loaded model the base of adapters, in the precision that they ask for."""
+    model.requires_grad_(False)
+    if isinstance(adapter, QloraConfig):
+        _quantize(model, double_quantization=adapter.double_quantization)
+
+
+def target_names(linears: Iterable[str], adapter: LoraConfig) -> list[str]:
     """Full names of the layers that get an adapter; a target is a name's end, as in PEFT."""
-    names = list(decoder_linears(model))
+    names = list(linears)
     if adapter.target == "all-linear":
         return names
     unknown = [t for t in adapter.target if not any(_ends_with(name, t) for name in names)]

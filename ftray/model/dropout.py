@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-_WORD = 0xFFFFFFFF  # masks keep 32-bit words inside int64, so that no product can overflow
+_WORD = 0xFFFFFFFF
+_HALF = 2**31  # words are int32, which vector units multiply: signs are only another name
 
 
 class RowDropout(nn.Module):
@@ -18,7 +19,7 @@ class RowDropout(nn.Module):
     def __init__(self, layer: str, probabilities: Sequence[float]) -> None:
         super().__init__()
         self.probabilities = tuple(probabilities)
-        self.layer = int.from_bytes(hashlib.blake2b(layer.encode(), digest_size=4).digest(), "big")
+        self.layer = layer_word(layer)
 
     def forward(self, x: Tensor, row_seeds: Tensor, slot: int) -> Tensor:
         """Drop from rows [rows, ...] that belong to one slot."""
@@ -30,25 +31,59 @@ class RowDropout(nn.Module):
 
 def dropped(x: Tensor, row_seeds: Tensor, layer: int, probability: float) -> Tensor:
     """Zero each element with `probability` and scale the rest up to keep the mean."""
-    row_shape = x.shape[1:]
-    elements = torch.arange(row_shape.numel(), device=x.device).view(row_shape)
-    words = _mixed(elements & _WORD) ^ _keys(row_seeds, layer).view(-1, *[1] * len(row_shape))
-    kept = _mixed(words) >= int(probability * 2**32)  # [rows, ...]
-    return x * kept * (1 / (1 - probability))
+    limits = torch.full_like(row_seeds, limit_of(probability))
+    return x * kept(x.shape[1:], row_seeds, layer, limits) * (1 / (1 - probability))
+
+
+def kept(row_shape: torch.Size, row_seeds: Tensor, layer: int, limits: Tensor) -> Tensor:
+    """Say what `dropped` leaves of rows with a limit each. [rows, ...]"""
+    per_row = (-1, *[1] * len(row_shape))
+    words = _elements(row_shape.numel(), row_seeds.device).view(row_shape)
+    words = _mix(words ^ _keys(row_seeds, layer).view(per_row))
+    words ^= -_HALF  # now signed numbers are in the order of the unsigned words
+    return words >= (limits - _HALF).to(torch.int32).view(per_row)
+
+
+def limit_of(probability: float) -> int:
+    """The word, of 32 bits, below which an element is dropped."""
+    return int(probability * 2**32)
+
+
+def layer_word(layer: str) -> int:
+    """The word by which masks of one layer differ from another's."""
+    return int.from_bytes(hashlib.blake2b(layer.encode(), digest_size=4).digest(), "big")
+
+
+def _elements(count: int, device: torch.device) -> Tensor:
+    """One word for each element of a row. [count]"""
+    dtype = torch.int32 if count <= _HALF else torch.int64
+    return _mix(torch.arange(count, dtype=dtype, device=device).to(torch.int32))
 
 
 def _keys(row_seeds: Tensor, layer: int) -> Tensor:
-    """One 32-bit word per row from its 63-bit seed and the layer."""
-    low, high = row_seeds & _WORD, (row_seeds >> 32) & _WORD
-    return _mixed(_mixed(_mixed(low ^ 0x9E3779B9) ^ high) ^ layer)
+    """One word per row from its 63-bit seed and the layer. [rows]"""
+    low, high = row_seeds & _WORD, row_seeds >> 32
+    words = _mix((low ^ 0x9E3779B9).to(torch.int32))
+    return _mix(_mix(words ^ high.to(torch.int32)) ^ _signed(layer))
 
 
-def _mixed(words: Tensor) -> Tensor:
-    """A bijection of 32-bit words in which every input bit reaches every output bit.
+def _mix(words: Tensor) -> Tensor:
+    """Replace 32-bit words, in place, so that every input bit reaches every output bit.
 
-    Both multipliers are below 2³¹: products stay inside int64. Thomas Mueller's integer hash,
-    https://stackoverflow.com/a/12996028
+    Thomas Mueller's integer hash, https://stackoverflow.com/a/12996028; products wrap.
     """
-    words = ((words ^ (words >> 16)) * 0x45D9F3B) & _WORD
-    words = ((words ^ (words >> 16)) * 0x45D9F3B) & _WORD
-    return words ^ (words >> 16)
+    for _ in range(2):
+        words ^= _upper(words)
+        words *= 0x45D9F3B
+    words ^= _upper(words)
+    return words
+
+
+def _upper(words: Tensor) -> Tensor:
+    upper = words >> 16  # brings copies of the sign with it
+    upper &= 0xFFFF
+    return upper
+
+
+def _signed(word: int) -> int:
+    return word - 2**32 if word >= _HALF else word

@@ -95,12 +95,17 @@ class StackedLoraLinear(nn.Module):
     @torch.no_grad()
     def _start(self, seed: int) -> None:
         """Uniform in ±1/√in for A as PEFT does, zero for B; a function of (seed, name, slot)."""
-        bound = self.in_features**-0.5
         for index, slot in enumerate(self.slots):
-            digest = hashlib.blake2b(f"{seed} {self.name} {index}".encode(), digest_size=8).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-            values = torch.empty(slot.rank, self.in_features)
-            self.lora_A[index, : slot.rank] = values.uniform_(-bound, bound, generator=generator)
+            values = first_weights(slot.rank, self.in_features, seed, self.name, index)
+            self.lora_A[index, : slot.rank] = values
+
+
+def first_weights(rank: int, width: int, seed: int, layer: str, index: int = 0) -> Tensor:
+    """The A of a new adapter. [rank, width]"""
+    bound = width**-0.5
+    digest = hashlib.blake2b(f"{seed} {layer} {index}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.empty(rank, width).uniform_(-bound, bound, generator=generator)
 
 
 def linear_shape(linear: nn.Module) -> tuple[int, int]:

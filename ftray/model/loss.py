@@ -1,6 +1,7 @@
 """The language model as training sees it: token ids in, summed loss out, logits never held."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,14 @@ from ftray.model.lora import Routing
 
 IGNORED = -100
 _LOGITS_AT_ONCE = 2**26  # 256 MiB in fp32
+
+
+@dataclass(frozen=True)
+class Owners:
+    """Whose each sequence or label is, as a number below `count`. [rows]"""
+
+    of_rows: Tensor
+    count: int
 
 
 class LanguageModel(nn.Module):
@@ -74,6 +83,22 @@ class LanguageModel(nn.Module):
         return [_until(tokens, set(eos_ids)) for tokens in out[:, length:].tolist()]
 
 
+def owned_losses(
+    model: PreTrainedModel, input_ids: Tensor, labels: Tensor, position_ids: Tensor, owners: Owners
+) -> Tensor:
+    """Sum the cross-entropy as a LanguageModel does, of each owner's sequences apart. [owners]
+
+    Labels and owners may be on the CPU: then a GPU is not waited for to count the labels.
+    """
+    flat, device = labels.flatten(), input_ids.device
+    chosen = (flat != IGNORED).nonzero().squeeze(1)  # [labelled]
+    of_chosen = Owners(owners.of_rows[chosen // labels.shape[1]].to(device), owners.count)
+    targets, chosen = flat[chosen].to(device), chosen.to(device)
+    hidden = decoder_states(model, input_ids, position_ids)  # [batch, seq, hidden]
+    head, hidden = output_layer(model), hidden.flatten(0, 1).index_select(0, chosen)
+    return linear_cross_entropy(hidden, head.weight, head.bias, targets, of_chosen)
+
+
 @torch.no_grad()
 def check(model: PreTrainedModel) -> None:
     """Try a base model on 16 tokens: refuse it if its loss would be wrong here.
@@ -116,48 +141,69 @@ def decoder_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tens
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    owners: Owners | None = None,
 ) -> Tensor:
     """Sum over rows of the cross-entropy of softmax(hidden·Wᵀ + b): [n, h], [v, h], [v], [n] → [].
 
+    With owners of the rows there is a sum for each, [owners], and no gradient of the weights.
     Logits exist for a chunk of rows at a time. The gradients are computed beside them in the
     forward pass, as in Liger (arXiv:2410.10989, §3.2).
     """
     if not torch.is_grad_enabled():  # autograd functions are not told
         hidden, weight = hidden.detach(), weight.detach()
         bias = None if bias is None else bias.detach()
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels)  # type: ignore[no-untyped-call]  # torch
+    loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, labels, owners)  # type: ignore[no-untyped-call]  # torch
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        owners: Owners | None,
     ) -> Tensor:
         dtype = _compute_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            sums = _Sums(hidden, weight.to(dtype), bias, ctx.needs_input_grad[:3])
+            sums = _Sums(hidden, weight.to(dtype), bias, ctx.needs_input_grad[:3], owners)
             for start in range(0, len(labels), sums.rows):
                 sums.add(slice(start, start + sums.rows), labels)
         ctx.save_for_backward(*sums.gradients(hidden, weight, bias))
+        ctx.owners = owners
         return sums.loss.float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *[None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors], None
+        saved, owners = ctx.saved_tensors, ctx.owners
+        if owners is not None:
+            grad = grad[owners.of_rows, None]  # [n, 1]
+        return *[None if g is None else g * grad.to(g.dtype) for g in saved], None, None
 
 
 class _Sums:
     """Loss and gradients, summed chunk by chunk: the weights' in fp32, the loss in fp64."""
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool]
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        needed: Sequence[bool],
+        owners: Owners | None,
     ) -> None:
         self.hidden, self.weight, self.bias = hidden.to(weight.dtype), weight, bias
         self.rows = max(1, _LOGITS_AT_ONCE // len(weight))
-        self.loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        shape = () if owners is None else (owners.count,)
+        self.owners = owners
+        self.loss = torch.zeros(shape, dtype=torch.float64, device=hidden.device)
         self.of_hidden = torch.zeros_like(self.hidden) if needed[0] else None
         self.of_weight = torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None
         self.of_bias = torch.zeros(len(weight), device=hidden.device) if needed[2] else None
@@ -167,7 +213,11 @@ class _Sums:
         bias = None if self.bias is None else self.bias.to(hidden.dtype)
         logits = F.linear(hidden, self.weight, bias).float()  # [rows, vocab]
         log_sum = logits.logsumexp(-1, keepdim=True)
-        self.loss += (log_sum - logits.gather(1, labels)).sum(dtype=torch.float64)
+        losses = log_sum - logits.gather(1, labels)  # [rows, 1]
+        if self.owners is None:
+            self.loss += losses.sum(dtype=torch.float64)
+        else:
+            self.loss.index_add_(0, self.owners.of_rows[rows], losses[:, 0].double())
         if self.of_hidden is None and self.of_weight is None and self.of_bias is None:
             return
         # softmax minus one at the label, in place of the logits

@@ -32,6 +32,24 @@ class BaseModel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FoundBy:
+    """The search that found an adapter, and which of its trials it is.
+
+    `value` is the best of the metric that the search saw, which is rosier than the number on the
+    hold-out: `held_out_loss` among the record's metrics.
+    """
+
+    search: str
+    trial: str
+    place: int  # 1: the best
+    trials: int
+    values: dict[str, Any]  # dotted run key → what the trial drew
+    metric: str
+    value: float
+    holdout: str  # what it was measured on, in words; "" where on nothing
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdapterRecord(Record):
     """What an adapter is. A draft for `publish` leaves out the fields from `version` on."""
 
@@ -44,6 +62,7 @@ class AdapterRecord(Record):
     template_digest: str
     metrics: dict[str, float | None] = field(default_factory=dict)
     config: dict[str, Any] | None = None  # the resolved run config; None for an imported adapter
+    search: FoundBy | None = None  # None: it was not found by a search
     version: int = 0
     files: dict[str, str] = field(default_factory=dict)  # name → sha256
     digest: str = ""

@@ -39,6 +39,11 @@ def adapter(record: "AdapterRecord") -> RenderableType:
         "digest": record.digest,
         "created": when(record.created),
     }
+    if found := record.search:
+        place = f"place {found.place} of {found.trials}"
+        facts["found by"] = f"search {found.search}, trial {found.trial}, {place}"
+        facts |= {f"  {key}": str(value) for key, value in found.values.items()}
+        facts["held out"] = found.holdout or "–"
     numbers = {key: value for key, value in record.metrics.items() if value is not None}
     return fact_list(facts | {key: f"{value:.4f}" for key, value in numbers.items()})
 

@@ -111,7 +111,15 @@ def load(
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     """Fill parameters and optimizer state in place, whatever the number of workers that saved."""
-    folder = runs.checkpoint_folder(run, record.step, record.attempt)
+    load_folder(runs.checkpoint_folder(run, record.step, record.attempt), trainable, optimizer)
+
+
+def load_folder(
+    folder: str,
+    trainable: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """The same, of a checkpoint that its folder names."""
     state: dict[str, Any] = {"model": dict(trainable)}
     if optimizer is not None:
         _create_state(optimizer)

@@ -13,7 +13,7 @@ from ftray.config.cluster import ClusterConfig
 from ftray.config.data import DataConfig, sources_of
 from ftray.config.run import RunConfig
 from ftray.connection import connected
-from ftray.data.batching.selection import set_aside
+from ftray.data.batching.selection import measured_rows, set_aside
 from ftray.data.reading.files import RANGE_BYTES
 from ftray.data.report.page import page
 from ftray.data.report.quality import BadRow, BadRows, Quality, RowSet, measure
@@ -136,11 +136,9 @@ def _bad_rows(job: Job) -> BadRows:
 
 def _split(given: RowSet, data: DataConfig) -> tuple[RowSet, RowSet | None]:
     """Set aside what `data.eval_fraction` makes eval rows; bad rows count as training rows."""
+    trained = replace(given, columns=given.columns.at(~set_aside(given.columns, data)))
     if data.eval_fraction is None:
-        return given, None
-    aside = set_aside(given.columns, data)
+        return trained, None
     none = BadRows([0] * len(given.sources))
-    return (
-        replace(given, columns=given.columns.at(~aside)),
-        replace(given, columns=given.columns.at(aside), bad=none),
-    )
+    evals = given.columns.at(measured_rows(given.columns, data))
+    return trained, replace(given, columns=evals, bad=none)

@@ -72,7 +72,7 @@ def fit(config: RunConfig, connection: Connection, *, overwrite: bool = False) -
         cluster.check_storage(root)
         folder = fetch(config.model, run.root)
         micro = _planned_micro_batch(config, run, folder, allotment, machines)
-        template = _own_template(config)
+        template = own_template(config)
         with provided(config, run, folder, allotment, machines) as feed:
             work, total_steps = _plan(config, run, feed, micro, allotment)
             with watched(run, total_steps), patient():
@@ -94,6 +94,12 @@ def fit(config: RunConfig, connection: Connection, *, overwrite: bool = False) -
         plot=plot,
         sources=read_usage(run),
     )
+
+
+def own_template(config: RunConfig) -> str | None:
+    """The chat template if the run brings its own; read now, lest it be gone when we publish."""
+    name = config.data.chat_template
+    return None if name in ("model", "none") else Path(name).read_text("utf-8")
 
 
 def _planned_micro_batch(
@@ -130,12 +136,6 @@ def _plan(
         allotment,
     )
     return work, total_steps
-
-
-def _own_template(config: RunConfig) -> str | None:
-    """The chat template if the run brings its own; read now, lest it be gone when we publish."""
-    name = config.data.chat_template
-    return None if name in ("model", "none") else Path(name).read_text("utf-8")
 
 
 def _threads(run: Run, allotment: Allotment) -> int:

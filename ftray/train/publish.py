@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,13 +23,29 @@ from ftray.model.export import (
 )
 from ftray.model.foreign import check_adapter
 from ftray.model.merge import merge
-from ftray.registry import AdapterRecord, BaseModel
+from ftray.registry import AdapterRecord, BaseModel, FoundBy
 from ftray.runs import CheckpointRecord, Run
 from ftray.storage.patience import patient
 from ftray.train import checkpoint
 from ftray.train.trainee import load_for_training
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A model that has learned, and what its version's record says of it.
+
+    `base` is the folder of the base model's files; `template` is the chat template if the run
+    brought its own; `search` is set where a search found it.
+    """
+
+    config: RunConfig
+    attached: Attached
+    base: Path
+    template: str | None
+    metrics: dict[str, float | None]
+    search: FoundBy | None = None
 
 
 def publish_run(config: RunConfig, run: Run, template: str | None) -> AdapterRecord:
@@ -41,11 +58,22 @@ def publish_run(config: RunConfig, run: Run, template: str | None) -> AdapterRec
     chosen = _chosen(run)
     folder = fetch(config.model, run.root)
     attached = load_for_training(config, folder, _device())
-    with tempfile.TemporaryDirectory() as made, patient():
+    with patient():
         checkpoint.load(run, chosen, attached.trainable)
+        metrics = {"step": float(chosen.step), **chosen.metrics}
+        learned = Learned(config, attached, folder, template, metrics)
+        return publish_learned(run.root, run.name, learned)
+
+
+def publish_learned(root: str, name: str, learned: Learned) -> AdapterRecord:
+    """Export what was learned, load it back, compare, and publish it, unless it is there already.
+
+    It takes the memory of another base model, which the export is loaded onto.
+    """
+    with tempfile.TemporaryDirectory() as made, patient():
         out = Path(made)
-        _export(config, attached, folder, out, template)
-        return _published(config, run, chosen, folder, out)
+        _export(learned, out)
+        return _published(root, name, learned, out)
 
 
 def publish_foreign(root: str, name: str, folder: Path, base: str | None) -> AdapterRecord:
@@ -96,45 +124,42 @@ def _chosen(run: Run) -> CheckpointRecord:
     return (best or records)[0]
 
 
-def _export(
-    config: RunConfig, attached: Attached, folder: Path, out: Path, template: str | None
-) -> None:
-    tokenizer = load_tokenizer(folder, trust_remote_code=config.model.trust_remote_code)
-    if template is not None:
-        tokenizer.chat_template = template
-    match config.adapter:
+def _export(learned: Learned, out: Path) -> None:
+    model, attached = learned.config.model, learned.attached
+    tokenizer = load_tokenizer(learned.base, trust_remote_code=model.trust_remote_code)
+    if learned.template is not None:
+        tokenizer.chat_template = learned.template
+    match learned.config.adapter:
         case LoraConfig() as adapter:
-            base = BaseName(config.model.name, config.model.revision)
-            export_adapter(attached, adapter, base, out)
+            export_adapter(attached, adapter, BaseName(model.name, model.revision), out)
             tokenizer.save_pretrained(out)
-            verify_adapter(attached, out, folder, config.model)
+            verify_adapter(attached, out, learned.base, model)
         case FullConfig():
             export_full(attached.model, tokenizer, out)
-            verify_full(attached.model, out, config.model)
+            verify_full(attached.model, out, model)
     logger.info("verified: loaded back, it gives the same logits")
 
 
-def _published(
-    config: RunConfig, run: Run, chosen: CheckpointRecord, folder: Path, out: Path
-) -> AdapterRecord:
+def _published(root: str, name: str, learned: Learned, out: Path) -> AdapterRecord:
     files = {file.name: storage.sha256(file) for file in out.iterdir()}
-    for record in reversed(registry.versions(run.root, run.name)):
+    for record in reversed(registry.versions(root, name)):
         if record.files == files:  # an earlier attempt was stopped right after publishing
             return record
-    model, adapter = config.model, config.adapter
-    print_of_base = fingerprint(folder)
+    model, adapter = learned.config.model, learned.config.adapter
+    print_of_base = fingerprint(learned.base)
     draft = AdapterRecord(
-        name=run.name,
+        name=name,
         kind="full" if isinstance(adapter, FullConfig) else "adapter",
         base=BaseModel(name=model.name, revision=model.revision, fingerprint=print_of_base),
         method=adapter.method,
         rank=None if isinstance(adapter, FullConfig) else adapter.rank,
         tokenizer_digest=tokenizer_digest(out),
         template_digest=_template_digest(out),
-        metrics={"step": float(chosen.step), **chosen.metrics},
-        config=config.model_dump(mode="json"),
+        metrics=learned.metrics,
+        config=learned.config.model_dump(mode="json"),
+        search=learned.search,
     )
-    return registry.publish(run.root, out, draft)
+    return registry.publish(root, out, draft)
 
 
 def _template_digest(folder: Path) -> str:

@@ -34,25 +34,68 @@ def training_samples(rows: TokenTable, data: DataConfig) -> tuple[Samples, Overf
 
 
 def eval_samples(columns: Columns, rows: TokenRows, data: DataConfig) -> tuple[Samples, Overflow]:
-    """Return what is measured: all rows of an eval set, or those set aside of a training set."""
-    if data.eval_fraction is None:
-        return fitted(columns, rows, data)
-    chosen = columns.at(set_aside(columns, data))
-    if not len(chosen):
+    """Return what is measured: the rows of an eval set, or those set aside of a training set."""
+    chosen = columns.at(measured_rows(columns, data))
+    if not len(chosen) and data.eval_fraction is not None:
         raise DataError(
             f"data.eval_fraction={data.eval_fraction} of {len(columns)} rows sets none aside",
             "raise it, or name eval data with data.eval",
         )
+    if not len(chosen) and data.holdout is not None:
+        raise DataError(
+            f"data.holdout takes all of {len(columns)} eval rows", "lower data.holdout.share"
+        )
+    return fitted(chosen, rows, data)
+
+
+def holdout_samples(
+    columns: Columns, rows: TokenRows, data: DataConfig
+) -> tuple[Samples, Overflow]:
+    """Return what a search's best are measured with, of the set that `data.holdout.of` names."""
+    chosen = columns.at(_between(columns, *_held_out(data)))
+    if not len(chosen):
+        raise DataError(f"data.holdout of {len(columns)} rows holds none out", "raise its share")
     return fitted(chosen, rows, data)
 
 
 def set_aside(columns: Columns, data: DataConfig) -> Flags:
-    """Say of each row whether `data.eval_fraction` makes it an eval row.
+    """Say of each row of a training set whether it is not trained on: an eval row, or held out.
 
     By the digest of its prompt: the same at any place in any file, and for all rows of one prompt.
     """
-    share = data.eval_fraction or 0.0
-    return columns.prompt_digest < np.uint64(int(share * 2**64))
+    ends_in_train = data.holdout is not None and data.holdout.of == "train"
+    return _between(columns, 0.0, _held_out(data)[1] if ends_in_train else data.eval_fraction or 0)
+
+
+def measured_rows(columns: Columns, data: DataConfig) -> Flags:
+    """Say of each row of an eval set, or of the set it is cut from, whether it is measured."""
+    held = 0.0
+    if data.holdout is not None and data.holdout.of == "eval":
+        held = _held_out(data)[1]
+    if data.eval_fraction is None:
+        return ~_between(columns, 0.0, held)
+    return _between(columns, held, data.eval_fraction)
+
+
+def _held_out(data: DataConfig) -> tuple[float, float]:
+    """From where to where, of all digests, rows are held out of the set that `of` names.
+
+    The eval rows of a training set have the lowest digests, and the held-out ones the lowest of
+    these, or those that follow them.
+    """
+    if data.holdout is None:
+        return 0.0, 0.0
+    evals, share = data.eval_fraction, data.holdout.share
+    if data.holdout.of == "eval":
+        return 0.0, share * (1.0 if evals is None else evals)
+    start = evals or 0.0
+    return start, start + share * (1.0 - start)
+
+
+def _between(columns: Columns, low: float, high: float) -> Flags:
+    start, end = (np.uint64(min(int(share * 2**64), 2**64 - 1)) for share in (low, high))
+    flags: Flags = (columns.prompt_digest >= start) & (columns.prompt_digest < end)
+    return flags
 
 
 def fitted(columns: Columns, rows: TokenRows, data: DataConfig) -> tuple[Samples, Overflow]:

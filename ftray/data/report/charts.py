@@ -3,6 +3,7 @@
 from html import escape
 
 from ftray.data.report.lengths import Histogram
+from ftray.data.report.markup import short
 
 WIDTH, HEIGHT = 460, 200
 
@@ -100,11 +101,3 @@ def round_down(value: float) -> int:
         found = max(digit * power for digit in (1, 2, 5) if digit * power <= value)
         power *= 10
     return found
-
-
-def short(count: int) -> str:
-    """Write a number in little room: 12k, 3.4M."""
-    for size, letter in ((1_000_000, "M"), (1_000, "k")):
-        if count >= size:
-            return f"{count / size:.1f}".removesuffix(".0") + letter
-    return str(count)

@@ -1,18 +1,45 @@
-"""Pieces of an HTML page. Whatever comes from data goes through `text`."""
+"""An HTML page and its pieces. Whatever comes from data goes through `text`."""
 
 import html
 import re
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
+from typing import Protocol
 
-from ftray.data.report.excerpts import Excerpt
+from ftray.data.report.style import CSS
 
 NUMBER, TEXT, PLACE = "number", "text", "place"  # how a table's column is set
+
+
+class Passage(Protocol):
+    """Some text, and the place that it is from."""
+
+    @property
+    def place(self) -> str:
+        """As people look for it."""
+
+    @property
+    def text(self) -> str:
+        """Empty where it is not shown."""
 
 
 def text(value: str) -> str:
     """Make a text safe to stand anywhere in a page; control characters become visible."""
     return html.escape(_CONTROLS.sub(_visible, value), quote=True)
+
+
+def short(count: int) -> str:
+    """Write a number in little room: 12k, 3.4M."""
+    for size, letter in ((1_000_000, "M"), (1_000, "k")):
+        if count >= size:
+            return f"{count / size:.1f}".removesuffix(".0") + letter
+    return str(count)
+
+
+def document(title: str, *parts: str) -> str:
+    """A whole page: no script, no network, nothing beside it."""
+    body = "\n".join(part for part in parts if part)
+    return _PAGE.format(title=text(title), css=CSS, body=body)
 
 
 def section(title: str, *parts: str) -> str:
@@ -67,7 +94,19 @@ def figures(drawn: Iterable[tuple[str, str, str]]) -> str:
     return f'<div class="charts">{"".join(made)}</div>' if made else ""
 
 
-def side_by_side(rows: Sequence[Excerpt]) -> str:
+def picture(data: str, words: str) -> str:
+    """A PNG, given in base64, that lies in the page itself; `words` are for who cannot see it."""
+    return (
+        f'<figure class="png"><img src="data:image/png;base64,{data}" alt="{text(words)}"></figure>'
+    )
+
+
+def code(words: str) -> str:
+    """Lines to copy."""
+    return f'<div class="row"><pre>{text(words)}</pre></div>'
+
+
+def side_by_side(rows: Sequence[Passage]) -> str:
     """Texts beside each other; where there are two, the words that differ are marked."""
     shown = [text(row.text) for row in rows]
     if len(rows) == 2 and all(row.text for row in rows):
@@ -80,6 +119,24 @@ def side_by_side(rows: Sequence[Excerpt]) -> str:
     ]
     return f'<div class="pair">{"".join(made)}</div>'
 
+
+_PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{css}</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{body}
+</main>
+</body>
+</html>
+"""
 
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"

@@ -3,11 +3,19 @@
 from collections.abc import Iterator
 
 from ftray.data.limits import LEAST, is_broken
-from ftray.data.report.charts import short
-from ftray.data.report.markup import NUMBER, PLACE, TEXT, section, table, text, tiles
+from ftray.data.report.markup import (
+    NUMBER,
+    PLACE,
+    TEXT,
+    document,
+    section,
+    short,
+    table,
+    text,
+    tiles,
+)
 from ftray.data.report.quality import Quality, SetQuality
 from ftray.data.report.sections import bad_rows, batches, lengths, overlap, repeats, unusual
-from ftray.data.report.style import CSS
 from ftray.data.report.verdict import Verdict
 
 
@@ -26,27 +34,7 @@ def page(name: str, quality: Quality, verdict: Verdict) -> str:
         *(unusual(title, part) for title, part in sets),
         *(bad_rows(title, part.bad) for title, part in sets),
     ]
-    body = "\n".join(part for part in parts if part)
-    return _PAGE.format(title=text(f"Data of {name}"), css=CSS, body=body)
-
-
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{css}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-{body}
-</main>
-</body>
-</html>
-"""
+    return document(f"Data of {name}", *parts)
 
 
 def _verdict(verdict: Verdict) -> str:

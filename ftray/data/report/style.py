@@ -1,4 +1,4 @@
-"""The look of the report page: light and dark, wide and narrow."""
+"""The look of report pages: light and dark, wide and narrow."""
 
 CSS = """
 :root {
@@ -44,7 +44,8 @@ p { margin: 6px 0; max-width: 72ch; }
 .pair { margin: 8px 0; }
 figure { margin: 0; padding: 12px; }
 figcaption b { color: var(--ink); font-weight: 600; }
-svg { display: block; width: 100%; height: auto; }
+figure.png { background: #ffffff; }
+svg, img { display: block; width: 100%; height: auto; }
 svg text { font-size: 12px; fill: var(--soft); font-variant-numeric: tabular-nums; }
 svg .grid { stroke: var(--rule); }
 svg .bar { fill: var(--bar); }

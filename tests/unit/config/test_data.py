@@ -34,6 +34,7 @@ def test_a_source_is_a_path_or_a_section():
         ({"eval": {"path": "a", "samples": 3}}, "all its rows are measured"),
         ({"eval": "a", "eval_fraction": 0.1}, "eval or eval_fraction, not both"),
         ({"eval_fraction": 1}, "less than 1"),
+        ({"holdout": {"share": 0.5}}, "holdout.of=eval needs eval or eval_fraction"),
         ({"keep_shards": False, "duplicates": "exact"}, "set keep_shards: true"),
         ({"limits": {"duplicate": 0.1}}, "did you mean 'duplicates'"),
         ({"limits": {"overlap": 2}}, "less than or equal to 1"),

@@ -11,7 +11,7 @@ from ftray.config.run import TrainConfig
 from ftray.data.batching.batches import EpochBatches, eval_packs
 from ftray.data.batching.collation import NO_LABEL, Pack, collate
 from ftray.data.batching.samples import Sample, Samples
-from ftray.data.batching.selection import eval_samples, training_samples
+from ftray.data.batching.selection import eval_samples, holdout_samples, training_samples
 from ftray.data.rendering.chat import Tokens
 from ftray.data.tokens.memory import MemoryRows
 from ftray.errors import DataError
@@ -183,6 +183,47 @@ def test_a_fraction_that_sets_nothing_aside_is_an_error():
     rows = MemoryRows([row(5, 3)] * 5)
     with pytest.raises(DataError, match=r"data\.eval_fraction=1e-09 of 5 rows sets none aside"):
         eval_samples(rows.columns, rows, data(eval_fraction=1e-9))
+
+
+@pytest.mark.parametrize("evals", [{"eval_fraction": 0.4}, {}])
+def test_what_is_held_out_of_train_is_neither_trained_on_nor_measured(
+    evals: dict[str, float], rows: MemoryRows
+):
+    config = data(**evals, holdout={"of": "train", "share": 0.3})
+    parts = [training_samples(rows, config)[0], holdout_samples(rows.columns, rows, config)[0]]
+    if evals:
+        parts.append(eval_samples(rows.columns, rows, config)[0])
+        before, _ = eval_samples(rows.columns, rows, data(**evals))
+        assert sorted(before.key) == sorted(parts[-1].key)
+    assert sorted(key for part in parts for key in part.key) == list(range(103))
+    assert 8 < len(parts[1]) < 50
+
+
+def test_what_is_held_out_of_eval_changes_nothing_of_what_is_trained_on(rows: MemoryRows):
+    plain, config = data(eval_fraction=0.4), data(eval_fraction=0.4, holdout={"share": 0.5})
+    before, after = (training_samples(rows, one)[0] for one in (plain, config))
+    assert list(before.key) == list(after.key)
+    measured, held = (eval_samples(rows.columns, rows, one)[0] for one in (plain, config))
+    kept, _ = holdout_samples(rows.columns, rows, config)
+    assert sorted([*held.key, *kept.key]) == sorted(measured.key)
+    assert min(len(held), len(kept)) > 4
+
+
+def test_an_eval_set_of_its_own_is_shared_out(rows: MemoryRows):
+    config = data(eval="eval.jsonl", holdout={"share": 0.5})
+    assert len(training_samples(rows, config)[0]) == 103
+    held, _ = eval_samples(rows.columns, rows, config)
+    kept, _ = holdout_samples(rows.columns, rows, config)
+    assert sorted([*held.key, *kept.key]) == list(range(103))
+
+
+def test_a_hold_out_that_leaves_nothing_is_an_error():
+    rows = MemoryRows([row(5, 3)] * 5)
+    most, least = ({"eval": "e", "holdout": {"share": share}} for share in (1 - 1e-9, 1e-9))
+    with pytest.raises(DataError, match=r"data\.holdout takes all of 5 eval rows"):
+        eval_samples(rows.columns, rows, data(**most))
+    with pytest.raises(DataError, match=r"data\.holdout of 5 rows holds none out"):
+        holdout_samples(rows.columns, rows, data(**least))
 
 
 @pytest.mark.parametrize(("duplicates", "left"), [("keep", 6), ("exact", 3)])

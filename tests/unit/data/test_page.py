@@ -8,10 +8,10 @@ import pytest
 from ftray.config.data import DataConfig
 from ftray.config.run import TrainConfig
 from ftray.data.rendering.chat import Tokens
-from ftray.data.report.charts import bar_chart, round_down, short
+from ftray.data.report.charts import bar_chart, round_down
 from ftray.data.report.excerpts import Excerpt
 from ftray.data.report.lengths import Histogram
-from ftray.data.report.markup import side_by_side, text
+from ftray.data.report.markup import short, side_by_side, text
 from ftray.data.report.page import page
 from ftray.data.report.quality import BadRow, BadRows, RowSet, measure
 from ftray.data.report.verdict import judge
