@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from ftray import commands
 from ftray.accounts.grant import Grant
 from ftray.errors import DataError, StorageError
-from ftray.screen import adapters, data, disk, keys, plans, runs, serving
+from ftray.screen import adapters, data, disk, keys, plans, runs, serving, tuning
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,14 @@ def train(given: Namespace) -> Answer:
         given.run, given.overrides, cluster=given.cluster, overwrite=given.overwrite
     )
     return Answer(result, runs.run_result(result))
+
+
+def tune(given: Namespace) -> Answer:
+    """The trials of a search in their order, and what the best came to."""
+    found = commands.tune(
+        given.run, given.space, given.overrides, cluster=given.cluster, overwrite=given.overwrite
+    )
+    return Answer(found.report, tuning.search_result(found))
 
 
 def quickstart(given: Namespace) -> Answer:

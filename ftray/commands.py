@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ftray.train.plan import Plan
     from ftray.train.quickstart import QuickstartResult
     from ftray.train.usage import SourceUse
+    from ftray.tune.search import Found
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,33 @@ def train(
         from ftray.train.fit import fit
 
         return fit(config, connection, overwrite=overwrite)
+
+
+def tune(
+    run: str,
+    space: str,
+    overrides: Sequence[str] = (),
+    *,
+    cluster: str | None = None,
+    overwrite: bool = False,
+) -> "Found":
+    """Search the values of a space file, or go on with a search, and publish the best trials.
+
+    Overrides that begin with `search.` are of the space file, the others of the run.
+    """
+    from ftray.config.cluster import load_cluster
+    from ftray.config.run import load_run
+    from ftray.config.search import load_search, split_overrides
+    from ftray.connection import connecting
+
+    of_run, of_search = split_overrides(overrides)
+    config = load_run(Path(run), of_run)
+    asked = load_search(Path(space), config, of_search)
+    on = None if cluster is None else load_cluster(Path(cluster))
+    with connecting(on) as connection:  # Ray starts beside the import of torch
+        from ftray.tune.search import search
+
+        return search(config, asked, connection, overwrite=overwrite)
 
 
 def preview(run: str, overrides: Sequence[str] = (), *, count: int = 3) -> "list[PreviewRow]":

@@ -3,21 +3,24 @@
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+import ftray
+
 PACKAGES = ("ray", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
 
 
-def describe() -> dict[str, Any]:
+def describe(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Return versions and machine, without names or paths."""
     return {
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-        "ftray": version("ftray"),
+        **{package: version(package) for package in packages},
+        "ftray": ftray.__version__,
         "commit": _git("rev-parse", "--short", "HEAD"),
         "changed_since": bool(_git("status", "--porcelain", "--", ":/ftray")),
         "cpu": _cpu_model(),

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -67,16 +67,24 @@ def run_side(script: str, settings: dict[str, Any], folder: Path) -> Watched:
     folder.mkdir(parents=True, exist_ok=True)
     asked, answer = folder / "settings.json", folder / "said.json"
     asked.write_text(json.dumps({**settings, "answer": str(answer)}))
-    command = [sys.executable, str(Path(__file__).with_name(script)), str(asked)]
+    watched = run_command(
+        [sys.executable, str(Path(__file__).with_name(script)), str(asked)], folder
+    )
+    return replace(watched, said=json.loads(answer.read_text()))
+
+
+def run_command(command: Sequence[str], folder: Path) -> Watched:
+    """Run a command that says nothing of itself; its output goes to a file in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     started = time.time()
     with (folder / "log.txt").open("w") as log:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         seen = _watch(child)
     if child.returncode:
-        raise SystemExit(f"{script} failed:\n{(folder / 'log.txt').read_text()[-4000:]}")
+        raise SystemExit(f"{command} failed:\n{(folder / 'log.txt').read_text()[-4000:]}")
     seconds = time.time() - started
     driver = seen.pop(child.pid)
-    return Watched(json.loads(answer.read_text()), seconds, driver, list(seen.values()))
+    return Watched({}, seconds, driver, list(seen.values()))
 
 
 def steady_rows(events: Sequence[Event], workers: int = 2) -> float:

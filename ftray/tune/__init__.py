@@ -1,0 +1,1 @@
+"""Searching over run configs: many trials on one base, decided by Ray Tune."""

@@ -1,0 +1,60 @@
+"""How much a host holds: estimated from shapes alone (no torch), to be corrected by measurement."""
+
+from collections.abc import Sequence
+
+from ftray.config.base import override
+from ftray.config.run import RunConfig
+from ftray.model.shape import ModelShape
+from ftray.train.memory import Worker, bytes_per_element, estimate, trainable
+from ftray.tune.packed.trial import Capacity, adapter_of
+
+_FP32 = 4
+_MOST_TOKENS = {"cpu": 2048, "gpu": 16384}  # more bring no more speed
+
+
+def slot_bytes(config: RunConfig, shape: ModelShape, worker: Worker) -> int:
+    """Bytes that a trial holds between steps: weights, gradients, moments, and what products take.
+
+    All are padded to the rank of the trial's stack.
+    """
+    rank = padded(adapter_of(config).rank)
+    numbers = trainable(override(config, {"adapter.rank": rank}), shape)
+    element = bytes_per_element(config, worker)
+    return numbers * (4 * _FP32 + (element if element < _FP32 else 0))
+
+
+def host_bytes(config: RunConfig, shape: ModelShape, worker: Worker, tokens: int) -> int:
+    """Bytes of a host besides its slots, in the middle of a joint micro-batch."""
+    micro = -(-tokens // config.data.max_length)
+    alone = estimate(config, shape, worker, micro)
+    own = alone.adapter + alone.gradients + alone.optimizer + alone.snapshot
+    return max(sum(alone.parts.values()) - own, alone.loading + alone.overhead)
+
+
+def plan_capacity(
+    base: RunConfig, trials: Sequence[RunConfig], shape: ModelShape | None, worker: Worker
+) -> Capacity:
+    """Choose how many of these trials a host holds at once, and its joint micro-batches.
+
+    Micro-batches are as large as they help, and smaller where all trials then fit; never smaller
+    than a pack. No slots: the base does not fit, or not with the largest trial.
+    """
+    longest = max((trial.data.max_length for trial in trials), default=base.data.max_length)
+    tokens = max(_MOST_TOKENS[worker.device], longest)
+    if shape is None or worker.memory is None:
+        return Capacity(len(trials), tokens)
+    largest = max((slot_bytes(trial, shape, worker) for trial in trials), default=1)
+    while True:
+        room = worker.memory - host_bytes(base, shape, worker, tokens)
+        slots = min(len(trials), max(0, room // largest))
+        if slots == len(trials) or tokens == longest:
+            return Capacity(slots, tokens, worker.memory)
+        tokens = max(longest, tokens // 2)
+
+
+def padded(rank: int) -> int:
+    """The rank of the stack that an adapter of this rank is in: a power of two."""
+    return max(_SMALLEST_RANK, 1 << (rank - 1).bit_length())
+
+
+_SMALLEST_RANK = 8

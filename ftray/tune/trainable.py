@@ -1,0 +1,126 @@
+"""A packed trial as Ray Tune sees it: a light process without torch that asks a host for steps."""
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayActorError
+
+from ftray.config.space import Space, drawn
+from ftray.errors import TrainError, first_line
+from ftray.tune.rungs import Failed, Joined, Report, Rules
+
+_POINTER = "state.json"
+_RETRY_SECONDS = 0.5
+
+
+class PackedTrial(tune.Trainable):
+    """Attaches to a host, asks for its next report, and leaves when it is stopped or reused."""
+
+    _host: Any = None
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """As good as nothing, which Ray Tune cannot place: the hosts hold what trials need."""
+        return tune.PlacementGroupFactory([{"CPU": 0.001}])  # of the one that is left for reads
+
+    def setup(  # type: ignore[override]  # tune.with_parameters gives the rest
+        self, config: dict[str, Any], hosts: list[Any], space: Space, rules: Rules
+    ) -> None:
+        """Remember whom to ask; the slot is taken at the first step."""
+        self._hosts, self._space, self._rules = hosts, space, rules
+        self._begin(config)
+
+    def step(self) -> dict[str, Any]:
+        """Return the trial's next report; a host that is lost on the way is done without."""
+        while True:
+            try:
+                if self._host is None:
+                    self._host = self._attached()
+                told = ray.get(self._host.report.remote(self._trial))
+                break
+            except RayActorError as lost:
+                self._note_loss(lost)
+        if isinstance(told, Failed):
+            raise TrainError(told.message, told.hint)
+        self._state = told.state
+        return _result(told, self._losses)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Point at what the host has saved with the last report."""
+        pointer = {"state": self._state, "trial": self._trial}
+        Path(checkpoint_dir, _POINTER).write_text(json.dumps(pointer), encoding="utf-8")
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Go on from a saved state, which may be another trial's."""
+        self._leave()
+        self._state = json.loads(Path(checkpoint, _POINTER).read_text(encoding="utf-8"))["state"]
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Become another trial, or the same with other values."""
+        self._leave()
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """Free the slot."""
+        self._leave()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._trial = str(self.trial_id)
+        self._values = drawn(self._space, config)
+        self._state = ""
+        self._host = None
+        self._losses = 0
+
+    def _attached(self) -> Any:
+        """Find a host with a free slot, or wait until one is free, and take it."""
+        while True:
+            for host in self._hosts:
+                answer = ray.get(host.attach.remote(self._trial, self._values, self._state or None))
+                if isinstance(answer, Joined):
+                    return host
+                if isinstance(answer, Failed):
+                    raise TrainError(answer.message, answer.hint)
+            time.sleep(_RETRY_SECONDS)
+
+    def _leave(self) -> None:
+        if self._host is None:
+            return
+        with suppress(RayActorError):  # its slots are gone with it
+            ray.get(self._host.leave.remote(self._trial))
+        self._host = None
+
+    def _note_loss(self, lost: RayActorError) -> None:
+        self._host = None
+        self._losses += 1
+        if self._losses > self._rules.max_losses:
+            raise TrainError(
+                f"the trial's host was lost {self._losses} times, last: {first_line(lost)}",
+                "lower hosts.slots: a host that runs out of memory is killed",
+            ) from None
+        for host in self._hosts:
+            _wait_until_back(host)
+
+
+def _wait_until_back(host: Any) -> None:
+    """Wait for a host that Ray starts again."""
+    with suppress(RayActorError):  # it does not come back: another one may
+        ray.get(host.ready.options(max_task_retries=-1).remote())
+
+
+def _result(report: Report, losses: int) -> dict[str, Any]:
+    return {
+        **report.metrics,
+        "step": report.steps,
+        "total_steps": report.total_steps,
+        "tokens": report.tokens,
+        "seconds": report.seconds,
+        "state": report.state,
+        "host_losses": losses,
+        "done": report.is_last,
+    }
