@@ -89,14 +89,21 @@ class Api:
         yield
         self._service.is_draining = True
         await asyncio.to_thread(self._access.close)  # what was used is written
+        await asyncio.to_thread(self._service.spans.close)
         self._database.close()
 
 
 def _base(config: ServeConfig) -> tuple[Base, str]:
     root = storage.storage_root(config.storage)
     folder = fetch(config.model, root)
-    name = config.model.name
-    return Base(name, fingerprint(folder), folder, tokenizer_digest(folder)), root
+    base = Base(
+        config.model.name,
+        fingerprint(folder),
+        folder,
+        tokenizer_digest(folder),
+        is_nf4=config.engine.base_precision == "nf4",
+    )
+    return base, root
 
 
 def _gpus(wanted: float | str) -> float:

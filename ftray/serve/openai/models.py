@@ -5,6 +5,7 @@ An id is the base's name, `name` (the latest version), `name@3`, `name@alias`, o
 """
 
 import asyncio
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from ftray.serve.openai.fresh import Fresh
 from ftray.serve.openai.service import ModelCard, Resolved
 from ftray.serve.protocol import AdapterSource
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Base:
@@ -27,6 +30,7 @@ class Base:
     folder: Path
     tokenizer_digest: str
     created: int = 0
+    is_nf4: bool = False  # in 4 bits, as QLoRA trains over
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,12 @@ class RegistryModels:
 
     def _fetch(self, record: AdapterRecord) -> "_Local":
         """In a thread."""
+        if record.method == "qlora" and not self._base.is_nf4:
+            logger.warning(
+                "%s was trained over a base in 4 bits and is served over the whole one: its answers"
+                " differ a little from its eval; engine.base_precision=nf4 serves it as trained",
+                record.ref,
+            )
         folder = registry.fetch_adapter(self._root, record, storage.local_cache(self._root))
         if not (folder / "tokenizer_config.json").exists():
             return _Local(folder, None)

@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ def published(server: "Server", tmp_path: Path) -> Callable[..., AdapterRecord]:
         name: str,
         *,
         kind: str = "adapter",
+        method: str = "lora",
         fingerprint: str = "f" * 64,
         files: dict[str, bytes] | None = None,
     ) -> AdapterRecord:
@@ -111,7 +112,7 @@ def published(server: "Server", tmp_path: Path) -> Callable[..., AdapterRecord]:
         for file, data in (files or plain).items():
             (folder / file).write_bytes(data)
         made = draft(name, kind=kind, fingerprint=fingerprint, tokenizer_digest="b" * 64)
-        return registry.publish(server.root, folder, made)
+        return registry.publish(server.root, folder, replace(made, method=method))
 
     return make
 

@@ -157,3 +157,15 @@ def test_a_storage_that_cannot_be_read_is_a_503(serve, send, tmp_path):
         assert (reply.status, reply.error["code"]) == (503, "unavailable")
         assert reply.headers["retry-after"] == "5"
         assert str(tmp_path) not in reply.body.decode()
+
+
+def test_an_adapter_trained_over_4_bits_is_told_to_be_served_over_more(
+    server, send, published, caplog
+):
+    for method in ("qlora", "lora"):
+        published(f"by-{method}", method=method)
+        with caplog.at_level("WARNING", "ftray.serve.openai.models"):
+            assert version_for(server, send, f"by-{method}") == f"by-{method}@1"
+    [warning] = [r.getMessage() for r in caplog.records if "4 bits" in r.getMessage()]
+    assert "by-qlora@1" in warning
+    assert "engine.base_precision=nf4" in warning
