@@ -206,7 +206,8 @@ def _optional_packages() -> set[str]:
     extras = [line for lines in project["optional-dependencies"].values() for line in lines]
     named = {re.split(r"[\[>=<]", line)[0] for line in extras} - {"ftray"}
     by_uri = {"aiohttp", "datasets", "fsspec", "huggingface_hub", "pyarrow.fs"}
-    return named | by_uri | {"bitsandbytes", "ftray.train.publish", "ftray.train.start"}
+    ours = {"ftray.serve.otel", "ftray.train.publish", "ftray.train.start"}
+    return named | by_uri | ours | {"bitsandbytes"}
 
 
 def _committed() -> list[Path]:

@@ -95,6 +95,8 @@ class ServeConfig(Config):
     """open_until_first_key: anybody who reaches the port, until `ftray keys create`."""
     deadline_seconds: PositiveFloat = 600.0
     """For a whole answer, its waiting included."""
+    otlp: str | None = None
+    """OpenTelemetry's collector (http://host:4318), told of each request; needs ftray[otel]."""
 
 
 class HttpConfig(Config):

@@ -23,6 +23,7 @@ from ftray.serve.openai.app import create_api
 from ftray.serve.openai.models import Base, RegistryModels
 from ftray.serve.openai.service import Service, Settings
 from ftray.serve.replica import EngineReplica
+from ftray.serve.spans import open_spans
 
 APPLICATION = "ftray"
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")  # the edge has its own log
@@ -31,6 +32,7 @@ _INGRESS_REQUESTS = 2000  # at once; engines refuse much earlier, and say so in 
 
 def build(args: ServeConfig) -> Application:
     """Build the application; Serve calls it with `args` of its config file."""
+    open_spans(args.otlp).close()  # raises here rather than in every replica
     engine, replicas = args.engine, args.replicas
     engines = serve.deployment(EngineReplica).options(  # type: ignore[attr-defined]  # as a decorator's
         name="Engine",
@@ -75,6 +77,7 @@ class Api:
             engines=Fleet(engines),
             models=RegistryModels(root, base),
             access=self._access,
+            spans=open_spans(config.otlp),
             settings=Settings(deadline_seconds=config.deadline_seconds, sends_ids=False),
         )
 

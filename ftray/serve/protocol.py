@@ -63,6 +63,7 @@ class Generation:
     ignore_eos: bool = False  # for benchmarks
     owner: str = ""  # whose share of the engine it takes: an API key's id
     deadline_seconds: float | None = None  # from its submission to its end
+    traceparent: str | None = None  # of the span that it belongs to
 
 
 @dataclass(frozen=True)

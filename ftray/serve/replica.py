@@ -20,6 +20,7 @@ from ftray.serve.protocol import (
     Piece,
     RefusedError,
 )
+from ftray.serve.spans import Span, open_spans
 from ftray.serve.vllm.engine import VllmEngine
 from ftray.serve.vllm.options import VllmOptions
 
@@ -40,7 +41,8 @@ class EngineReplica:
         self._engine = await asyncio.to_thread(_engine, config)
         self._info = await self._engine.start()
         self._outboxes: dict[str, Outbox] = {}  # by ingress
-        self._owners: dict[str, Outbox] = {}  # by generation
+        self._owned: dict[str, _Owned] = {}  # by generation
+        self._spans = open_spans(config.otlp)
         for ref in config.engine.pinned:
             await self._engine.load(await asyncio.to_thread(_pinned, config, ref))
         self._reader = asyncio.create_task(self._read())
@@ -50,12 +52,14 @@ class EngineReplica:
     ) -> AsyncIterator[Message]:
         """Yield None once it is taken, else why not; then what the class says."""
         outbox = self._outboxes.setdefault(ingress, Outbox())
-        self._owners[generation.id] = outbox
+        span = self._spans.begin("generate", "internal", generation.traceparent)
+        self._owned[generation.id] = _Owned(outbox, span)
         outbox.open(generation.id, generation.n)
         try:
             if source is not None:
                 await self._engine.load(source)
             await self._engine.submit(generation)
+            span.event("queued")
             yield None
             if outbox.is_carried:
                 await outbox.ended(generation.id)
@@ -63,14 +67,19 @@ class EngineReplica:
                 async for pieces in outbox.carried():
                     yield pieces
         except RefusedError as error:
+            self._end(generation.id, error.code)
             yield error
         finally:
             self.cancel(generation.id)  # where it has not ended
 
     def cancel(self, id: str) -> None:
         """End a generation, if it is one of ours and still runs."""
-        if outbox := self._owners.pop(id, None):
-            outbox.close(id)
+        self._end(id, "cancelled")
+
+    def _end(self, id: str, error: str) -> None:
+        if owned := self._owned.pop(id, None):
+            owned.outbox.close(id)
+            owned.end(error)
             self._engine.cancel(id)
 
     async def info(self) -> EngineInfo:
@@ -91,12 +100,34 @@ class EngineReplica:
         await self._engine.drain(0.0)
         await asyncio.sleep(_LAST_SECONDS)
         await self._engine.stop()
+        await asyncio.to_thread(self._spans.close)
 
     async def _read(self) -> None:
         async for pieces in self._engine.pieces():
             for piece in pieces:
-                if (outbox := self._owners.get(piece.id)) and outbox.put(piece):
-                    del self._owners[piece.id]
+                if (owned := self._owned.get(piece.id)) and owned.put(piece):
+                    del self._owned[piece.id]
+
+
+class _Owned:
+    """A generation that runs for an ingress, and how long it takes."""
+
+    def __init__(self, outbox: Outbox, span: Span) -> None:
+        self.outbox = outbox
+        self._span = span
+        self._tokens = 0
+
+    def put(self, piece: Piece) -> bool:
+        """Send a piece; returns whether it was the last."""
+        if piece.tokens and not self._tokens:
+            self._span.event("first token")
+        self._tokens += len(piece.tokens)
+        if is_last := self.outbox.put(piece):
+            self.end(piece.error.code if piece.error else None)
+        return is_last
+
+    def end(self, error: str | None) -> None:
+        self._span.end({"gen_ai.usage.output_tokens": self._tokens}, error)
 
 
 def _engine(config: ServeConfig) -> Engine:

@@ -38,7 +38,7 @@ def create_api(service: Service, lifespan: Lifespan | None = None) -> FastAPI:
     _add_models(api, service)
     _add_probes(api, service)
     _add_errors(api, service)
-    api.add_middleware(Edge, metrics=service.metrics, sends_ids=service.settings.sends_ids)
+    api.add_middleware(Edge, service=service)
     return api
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 
@@ -52,7 +52,8 @@ async def begin_call(service: Service, asked: Asked, make_plan: MakePlan) -> "Ca
     trace.on_end.append(call.close)
     seconds = service.settings.deadline_seconds
     generations = plan.generations(trace.id, resolved, rooms, asked.principal.key, seconds)
-    await while_there(asked.request.receive, call.begin(Flow(service.engines, generations)))
+    traced = [replace(one, traceparent=trace.traceparent) for one in generations]
+    await while_there(asked.request.receive, call.begin(Flow(service.engines, traced)))
     if resolved.shadow is not None:
         cast_shadow(service, resolved.shadow, make_plan, trace.id)
     return call

@@ -9,8 +9,9 @@ import uuid
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ftray.serve.openai.errors import BUG, GONE, ApiError
-from ftray.serve.openai.metrics import Metrics
+from ftray.serve.openai.service import Service
 from ftray.serve.openai.trace import Trace
+from ftray.serve.spans import Attributes, NoSpans, Span
 
 logger = logging.getLogger(__name__)
 access_log = logging.getLogger("ftray.access")
@@ -21,10 +22,9 @@ _SERVED = ("/v1/chat/completions", "/v1/completions")  # whose requests are coun
 class Edge:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, *, sends_ids: bool = True) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
-        self._metrics = metrics
-        self._sends_ids = sends_ids
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -33,7 +33,9 @@ class Edge:
             return
         trace = Trace(_given_id(scope) or f"req_{uuid.uuid4().hex}", time.monotonic())
         scope["ftray.trace"] = trace
-        answer = _Answer(send, trace.id if self._sends_ids else None)
+        span = self._begun(scope)
+        trace.traceparent = span.traceparent
+        answer = _Answer(send, trace.id if self._service.settings.sends_ids else None)
         try:
             await self._app(scope, receive, answer.send)
         except Exception:  # a bug must not end a connection without a word
@@ -45,11 +47,19 @@ class Edge:
         finally:
             for end in trace.on_end:
                 end()
-            self._record(scope, trace, answer.status or GONE.status)  # 0: cancelled by Ray Serve
+            status = answer.status or GONE.status  # 0: cancelled by Ray Serve
+            self._record(scope, trace, status)
+            span.end(_attributes(scope, trace, status), trace.error if status >= 500 else None)
+
+    def _begun(self, scope: Scope) -> Span:
+        """Begin a request's span, below the client's own if it names one; probes have none."""
+        spans = self._service.spans if scope["path"] in _SERVED else NoSpans()
+        parent = _header(scope, b"traceparent")
+        return spans.begin(f"{scope['method']} {scope['path']}", "server", parent)
 
     def _record(self, scope: Scope, trace: Trace, status: int) -> None:
         if scope["path"] in _SERVED:
-            self._metrics.requests.labels(trace.model, trace.version, str(status)).inc()
+            self._service.metrics.requests.labels(trace.model, trace.version, str(status)).inc()
         line = {
             "time": round(time.time(), 3),
             "request": trace.id,
@@ -70,10 +80,30 @@ class Edge:
         access_log.info(json.dumps(line))
 
 
+def _attributes(scope: Scope, trace: Trace, status: int) -> Attributes:
+    """Describe a request in the words of OpenTelemetry's conventions."""
+    return {
+        "http.request.method": scope["method"],
+        "http.response.status_code": status,
+        "url.path": scope["path"],
+        "gen_ai.request.model": trace.model,
+        "gen_ai.response.model": trace.version,
+        "gen_ai.usage.input_tokens": trace.prompt_tokens,
+        "gen_ai.usage.output_tokens": trace.answer_tokens,
+        "ftray.request": trace.id,
+        "ftray.key": trace.key,
+    }
+
+
 def _given_id(scope: Scope) -> str | None:
     """Return the id that a proxy or the client has given the request, if it can be one."""
-    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    return given.decode() if re.fullmatch(rb"[\w.:-]{1,128}", given) else None
+    given = _header(scope, b"x-request-id") or ""
+    return given if re.fullmatch(r"[\w.:-]{1,128}", given, re.ASCII) else None
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    values = (value.decode("latin-1") for key, value in scope["headers"] if key == name)
+    return next(values, None)
 
 
 class _Answer:

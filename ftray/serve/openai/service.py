@@ -12,6 +12,7 @@ from ftray.serve.openai.access import Access, OpenAccess
 from ftray.serve.openai.metrics import Metrics
 from ftray.serve.openai.prompts import Prompts
 from ftray.serve.protocol import AdapterSource, EngineInfo, EngineStats, Generation, Piece
+from ftray.serve.spans import NoSpans, Spans
 
 
 class Engines(Protocol):
@@ -116,6 +117,7 @@ class Service:
     access: Access = field(default_factory=OpenAccess)
     prompts: Prompts = field(default_factory=Prompts)
     metrics: Metrics = field(default_factory=Metrics)
+    spans: Spans = field(default_factory=NoSpans)
     settings: Settings = field(default_factory=Settings)
     clock: Callable[[], float] = time.time
     is_draining: bool = False

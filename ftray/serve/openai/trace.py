@@ -15,6 +15,7 @@ class Trace:
     started: float  # time.monotonic
     key: str = ""
     project: str = ""
+    traceparent: str | None = None  # of its span
     model: str = ""  # an adapter's name or the base's; never what the user wrote
     version: str = ""
     is_stream: bool = False

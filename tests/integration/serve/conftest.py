@@ -65,6 +65,7 @@ class Served:
     zoo: Zoo
     key: str
     before: str
+    spans: list[Any]
 
     @property
     def client(self) -> openai.OpenAI:
@@ -103,7 +104,9 @@ def tokens_of(parts: Any) -> Answer:
 
 
 @pytest.fixture(scope="session")
-def served(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(
+    zoo: Zoo, collector: tuple[str, list[Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     """A server with room for most adapters, but not for all; Ctrl-C ends it without a trace."""
     sizes = [(zoo.folders[n] / "adapter_model.safetensors").stat().st_size for n in NAMES]
     settings = [
@@ -112,6 +115,7 @@ def served(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         f"engine.adapter_gib={(sum(sizes) - max(sizes) // 2) / 2**30:.6f}",
         "engine.kv_gib=0.2",
         "engine.threads=1",
+        f"otlp={collector[0]}",
     ]
     server = Server(tmp_path_factory.mktemp("server"), settings)
     try:
@@ -120,7 +124,7 @@ def served(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
             model=NAMES[0], messages=[{"role": "user", "content": "Hi"}], max_tokens=4
         )
         key = _new_key(zoo.root, "--scope", "admin")
-        yield Served(server, zoo, key, first.object)
+        yield Served(server, zoo, key, first.object, collector[1])
         assert server.interrupt() == 0, server.last_words()
         assert server.said.endswith("stopped\n")
     finally:

@@ -1,6 +1,7 @@
 """OpenAI's own client against the real command: what it may ask, and how it is refused."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -117,3 +118,20 @@ def test_a_key_is_needed_from_the_first_one_on_and_has_limits(served):
         slow.completions.create(**asked)
     assert limited.value.code == "rate_limit_exceeded"
     assert int(limited.value.response.headers["retry-after"]) > 0
+
+
+def test_a_request_is_followed_from_http_into_the_engine_by_spans(served):
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    answer = served.ask("ant", "A word that nobody tells", extra_headers=headers)
+    end = time.monotonic() + 20  # they are sent every 5 s
+    while len(spans := [s for s in served.spans if s.trace_id.hex() == trace]) < 2:
+        assert time.monotonic() < end, spans
+        time.sleep(0.1)
+    inner, outer = sorted(spans, key=lambda span: span.start_time_unix_nano, reverse=True)
+    assert (outer.name, inner.name) == ("POST /v1/chat/completions", "generate")
+    assert inner.parent_span_id == outer.span_id
+    assert [event.name for event in inner.events] == ["queued", "first token"]
+    [tokens] = [a.value.int_value for a in inner.attributes if a.key.endswith("output_tokens")]
+    assert tokens == answer.usage.completion_tokens
+    assert not any(b"nobody tells" in span.SerializeToString() for span in spans)
