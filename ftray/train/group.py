@@ -117,15 +117,14 @@ class _Group:
                 looked = time.monotonic()
         if isinstance(self._result, Ended):
             return self._result
+        if isinstance(self._result, RayActorError):
+            give_back_places(self._result)
         raise self._result or RuntimeError("the thread that trains has ended without a result")
 
     def _run(self) -> None:
         try:
             result = self._trainer.fit()
             self._result = result.return_value  # type: ignore[attr-defined]  # mypy sees the old class
-        except RayActorError as error:
-            give_back_places(error)
-            self._result = error
         except Exception as error:  # noqa: BLE001  # a thread's edge: raised again to who waits
             self._result = error
         finally:
