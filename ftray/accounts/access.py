@@ -55,7 +55,7 @@ class KeyAccess:
         self._is_open_at_first = open_until_first_key
         self._clock = clock
         self._every = every
-        self._keyring = Keyring(database)
+        self._keyring = Keyring(database, pause=min(0.25, every / 4))
         self._rates = Rates()
         self._ledger: Tally[Entry] = Tally()
         self._seen: dict[str, float] = {}

@@ -24,10 +24,14 @@ class Held:
 
 
 class Keyring:
-    """Keys by id. Threads may share it: each reading replaces the whole."""
+    """Keys by id. Threads may share it: each reading replaces the whole.
 
-    def __init__(self, database: Database) -> None:
+    `pause`: least seconds between two readings for the sake of an unknown key.
+    """
+
+    def __init__(self, database: Database, pause: float) -> None:
         self._database = database
+        self._pause = pause
         self._held: Mapping[str, Held] = {}
         self._mark: tuple[object, ...] = ()
         self._read = float("-inf")
@@ -65,7 +69,7 @@ class Keyring:
         asked = time.monotonic()
         async with self._again:
             if self._read < asked:
-                await asyncio.sleep(max(0.0, self._read + _JUST_NOW - asked))
+                await asyncio.sleep(max(0.0, self._read + self._pause - asked))
             if self._read < asked:
                 await asyncio.to_thread(self.read)
 
@@ -80,4 +84,3 @@ class Keyring:
 
 
 _TRUST = 300.0  # seconds without the database in which the keys that were read go on being valid
-_JUST_NOW = 0.25

@@ -97,7 +97,7 @@ def test_what_is_not_exactly_a_secret_is_nobodys(
     file_database: Database, spoil: Callable[[str], str | None]
 ):
     _, secret = create_key(file_database, Grant(name="bot"))
-    access = KeyAccess(file_database)
+    access = KeyAccess(file_database, every=FAST)
     access.start()
     assert asked(access, secret) is not None
     assert asked(access, spoil(secret)) is None
