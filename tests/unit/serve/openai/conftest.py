@@ -148,7 +148,7 @@ def serve(tiny_folder: Path, echo_engine: Callable[..., Any]) -> Iterator[Callab
 
 def run(service: Service) -> tuple[str, Callable[[], None]]:
     """Serve on a free port of loopback until stopped."""
-    listener = socket.socket()
+    listener = socket.socket(proto=socket.IPPROTO_TCP)  # else replies wait 40 ms for an ACK
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(create_api(service), log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
