@@ -1,10 +1,12 @@
-"""One of several workers that train the same tiny runs, as a program of `test_parallel.py`."""
+"""Workers that train the same tiny runs, as a program of `test_parallel.py`."""
 
 import json
+import multiprocessing
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import bitsandbytes  # noqa: F401 slow, and else each worker imports it by itself
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
@@ -196,5 +198,12 @@ def one_of_two(rank: int, folder: Path, root: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    work = {"2": one_of_two, "4": one_of_four}[sys.argv[1]]
-    work(int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+    count, arguments = int(sys.argv[1]), (Path(sys.argv[2]), Path(sys.argv[3]))
+    work = {2: one_of_two, 4: one_of_four}[count]
+    fork = multiprocessing.get_context("fork")  # what was imported is there in each
+    workers = [fork.Process(target=work, args=(rank, *arguments)) for rank in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    sys.exit(any(worker.exitcode for worker in workers))
