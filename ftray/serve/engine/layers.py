@@ -147,7 +147,7 @@ def bucket_of(rank: int) -> int:
 
 def _add_segment(out: Tensor, x: Tensor, factors: Factors, rows: slice | Tensor | None) -> None:
     if isinstance(rows, Tensor):
-        low = torch.mm(x[rows].flatten(0, -2), factors.a)
+        low = torch.mm(x.index_select(0, rows).flatten(0, -2), factors.a)
         out.index_add_(0, rows, torch.mm(low, factors.b).view(len(rows), *out.shape[1:]))
         return
     mine, added = (x, out) if rows is None else (x[rows], out[rows])
@@ -158,9 +158,11 @@ def _add_segment(out: Tensor, x: Tensor, factors: Factors, rows: slice | Tensor 
 def _add_lane(out: Tensor, x: Tensor, stack: Factors, lane: Lane) -> None:
     """out [rows, out] += the lane's part of x [rows, in]."""
     a, b = stack.a[: lane.slots], stack.b[: lane.slots]
-    if lane.gather is None or lane.rows is None:
+    if lane.gather is None or lane.places is None:
         out.unsqueeze(1).baddbmm_(torch.bmm(x.unsqueeze(1), a), b)
         return
-    low = torch.bmm(x[lane.gather].view(lane.slots, -1, x.shape[-1]), a)
+    low = torch.bmm(x.index_select(0, lane.gather).view(lane.slots, -1, x.shape[-1]), a)
     parts = torch.bmm(low, b).view(-1, out.shape[-1])
-    out.index_add_(0, lane.rows, parts if lane.picks is None else parts[lane.picks])
+    if lane.has_others:
+        parts = nn.functional.pad(parts, (0, 0, 0, 1))
+    out.add_(parts.index_select(0, lane.places))  # index_add_ takes 60 to 110 µs with two threads

@@ -22,14 +22,15 @@ class Lane:
     """Rows that are multiplied with the first `slots` adapters of a stack in one product.
 
     `gather` [slots · per_slot] is the row in each place (any row where a place is empty), and
-    result `picks[i]` is added to row `rows[i]`. Without `gather` row i is in slot i.
+    `places` [rows] the place of each row; with `has_others`, the one behind the last is that of all
+    rows which take nothing from this stack. Without `gather` row i is in slot i.
     """
 
     bucket: int
     slots: int
     gather: Tensor | None = None
-    picks: Tensor | None = None  # None: all, in order
-    rows: Tensor | None = None
+    places: Tensor | None = None
+    has_others: bool = False
 
 
 class Plan:
@@ -69,19 +70,14 @@ def by_lane(
     if used == rows and all(slot_rows.get(slot) == [slot] for slot in range(used)):
         return Lane(bucket, used)
     per_slot = max(len(members) for members in slot_rows.values())
-    gather, picks, targets = [0] * (used * per_slot), [], []
+    gather, places = [0] * (used * per_slot), [used * per_slot] * rows
     for slot, members in slot_rows.items():
-        for place, row in enumerate(members):
-            gather[slot * per_slot + place] = row
-            picks.append(slot * per_slot + place)
-            targets.append(row)
-    if len(picks) == len(gather):
-        every = torch.tensor(gather, device=device)
-        return Lane(bucket, used, every, None, every)
+        for place, row in enumerate(members, slot * per_slot):
+            gather[place], places[row] = row, place
     return Lane(
         bucket,
         used,
         torch.tensor(gather, device=device),
-        torch.tensor(picks, device=device),
-        torch.tensor(targets, device=device),
+        torch.tensor(places, device=device),
+        has_others=used * per_slot in places,
     )
