@@ -1,6 +1,6 @@
 """Serving: mixed adapters in one batch, beside PEFT, beside static batching, and through HTTP.
 
-    python tests/bench/serve.py [--rounds 3] [--quick]
+    python tests/bench/serve.py [--rounds 3] [--quick] [--vllm]
 
 Sides take turns within a round, and figures are medians over rounds. README.md here says what each
 one does.
@@ -57,7 +57,10 @@ def main() -> None:
         model = fetch(ModelConfig(name=BUILTIN_MODEL), options.model_root or str(folder / "root"))
         folders = _publish(folder, model)
         tokens = 8 if options.quick else 24
-        results |= Batches(model, folders, tokens).measure(options.rounds)
+        batches = Batches(model, folders, tokens)
+        results |= batches.measure(options.rounds)
+        if options.vllm:
+            results["seconds"] |= batches.measure_vllm(options.rounds)
         results["http"] = served(folder, model, NAMES, tokens, options.rounds)
     results["load_after"] = load()
     RESULTS.mkdir(exist_ok=True)
@@ -70,6 +73,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, help="each side's turns")
     parser.add_argument("--quick", action="store_true", help="8 tokens: does it run at all?")
+    parser.add_argument(
+        "--vllm", action="store_true", help="also vLLM, of $FTRAY_VLLM_PYTHON (make .venv-vllm)"
+    )
     parser.add_argument(
         "--model-root",
         default=os.environ.get("FTRAY_TEST_CACHE"),

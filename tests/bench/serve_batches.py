@@ -1,4 +1,4 @@
-"""The embedded engine against PEFT and `generate`, in one process on the same threads."""
+"""The embedded engine against PEFT and `generate`, on the same threads; vLLM after them."""
 
 import asyncio
 import time
@@ -15,12 +15,16 @@ from ftray.config.run import ModelConfig
 from ftray.model.export import load_with_peft
 from ftray.serve.engine.engine import EmbeddedEngine
 from ftray.serve.engine.limits import EngineLimits
-from ftray.serve.protocol import AdapterSource, Generation, Sampling
+from ftray.serve.protocol import AdapterSource, Engine, Generation, Sampling
+from ftray.serve.vllm.engine import VllmEngine
+from ftray.serve.vllm.options import VllmOptions
 
+CPU = torch.device("cpu")
 THREADS = 2
 PROMPT_TOKENS = 16
 GREEDY = Sampling(temperature=0)
 Row = tuple[str | None, int]  # the adapter and how many tokens
+Sides = dict[str, Callable[[], Awaitable[None]]]
 
 
 class Batches:
@@ -32,16 +36,29 @@ class Batches:
     def measure(self, rounds: int) -> dict[str, Any]:
         """Return seconds of each side by round, and the ratios that are aimed at."""
         torch.set_num_threads(THREADS)
-        self._peft = _Peft(self._model, self._folders)
-        seconds = asyncio.run(self._rounds(rounds))
+        limits = EngineLimits(rows=16, kv_bytes=1 << 29, adapter_bytes=1 << 30, threads=THREADS)
+        engine = EmbeddedEngine(self._model, self._config, limits, CPU)
+        others = self._peft_sides(_Peft(self._model, self._folders))
+        seconds = asyncio.run(self._rounds("engine", engine, others, rounds))
         return {"seconds": seconds, "ratios": _ratios(seconds), "tokens": self._tokens}
 
-    async def _rounds(self, rounds: int) -> dict[str, list[float]]:
-        limits = EngineLimits(rows=16, kv_bytes=1 << 29, adapter_bytes=1 << 30, threads=THREADS)
-        engine = _Engine(self._model, limits)
+    def measure_vllm(self, rounds: int) -> dict[str, list[float]]:
+        """Return the same seconds of a vLLM server that has both cores for itself."""
+        options = VllmOptions(kv_bytes=1 << 30, adapter_bytes=1 << 30, largest_rank=16)
+        engine = VllmEngine(self._model, self._config, options, CPU)
+        return asyncio.run(self._rounds("vLLM", engine, {}, rounds))
+
+    @property
+    def _config(self) -> ModelConfig:
+        return ModelConfig.model_validate({"name": str(self._model), "dtype": "float32"})
+
+    async def _rounds(
+        self, name: str, bare: Engine, others: Sides, rounds: int
+    ) -> dict[str, list[float]]:
+        engine = _Engine(bare)
         await engine.start(self._folders)
         try:
-            sides = self._sides(engine)
+            sides = self._engine_sides(name, engine) | others
             seconds: dict[str, list[float]] = {side: [] for side in sides}
             for turn in range(rounds + 1):  # the first one warms up
                 order = list(sides) if turn % 2 else list(sides)[::-1]
@@ -54,29 +71,37 @@ class Batches:
         finally:
             await engine.stop()
 
-    def _sides(self, engine: "_Engine") -> dict[str, Callable[[], Awaitable[None]]]:
+    def _engine_sides(self, name: str, engine: "_Engine") -> Sides:
+        return {
+            f"{name}, 8 rows of the base": lambda: engine.together(_based(self._rows)),
+            f"{name}, 8 rows of 8 adapters": lambda: engine.together(self._rows),
+            f"{name}, 16 mixed streams": lambda: engine.together(self._streams),
+            f"{name}, the 16 one at a time": lambda: engine.one_by_one(self._streams),
+            f"{name}, 16 streams of the base": lambda: engine.together(_based(self._streams)),
+        }
+
+    def _peft_sides(self, peft: "_Peft") -> Sides:
+        windows = [self._streams[:8], self._streams[8:]]
+        based = [_based(window) for window in windows]
+        return {
+            "generate, 8 rows of the base": lambda: peft.batch(_based(self._rows)),
+            "PEFT adapter_names, 8 rows of 8 adapters": lambda: peft.batch(self._rows),
+            "PEFT adapter_names, the 16 in 2 windows": lambda: peft.windows(windows),
+            "generate, 16 of the base in 2 windows": lambda: peft.windows(based),
+        }
+
+    @property
+    def _rows(self) -> list[Row]:
+        return [(name, self._tokens) for name in self._folders]
+
+    @property
+    def _streams(self) -> list[Row]:
+        """16 of every length from a third to all, as people ask."""
         names, tokens = list(self._folders), self._tokens
-        mixed: list[Row] = [(name, tokens) for name in names]
-        plain: list[Row] = [(None, tokens)] * len(names)
-        # 16 streams of every length from a third to all, as people ask
-        streams: list[Row] = [
+        return [
             (names[number % 8], tokens // 3 + (number * 5) % (tokens - tokens // 3 + 1))
             for number in range(16)
         ]
-        windows = [streams[:8], streams[8:]]
-        return {
-            "engine, 8 rows of the base": lambda: engine.together(plain),
-            "engine, 8 rows of 8 adapters": lambda: engine.together(mixed),
-            "generate, 8 rows of the base": lambda: self._peft.batch(plain),
-            "PEFT adapter_names, 8 rows of 8 adapters": lambda: self._peft.batch(mixed),
-            "engine, 16 mixed streams": lambda: engine.together(streams),
-            "engine, the 16 one at a time": lambda: engine.one_by_one(streams),
-            "PEFT adapter_names, the 16 in 2 windows": lambda: self._peft.windows(windows),
-            "engine, 16 streams of the base": lambda: engine.together(_based(streams)),
-            "generate, 16 of the base in 2 windows": lambda: self._peft.windows(
-                [_based(window) for window in windows]
-            ),
-        }
 
 
 def _ratios(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
@@ -127,11 +152,10 @@ def _prompts(rows: int) -> list[list[int]]:
 
 
 class _Engine:
-    """The embedded engine with one reader."""
+    """An engine with one reader."""
 
-    def __init__(self, model: Path, limits: EngineLimits) -> None:
-        config = ModelConfig.model_validate({"name": str(model), "dtype": "float32"})
-        self._engine = EmbeddedEngine(model, config, limits, torch.device("cpu"))
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._ends: dict[str, asyncio.Future[None]] = {}
         self._number = 0
 
