@@ -6,17 +6,15 @@ Mistakes raise an FtrayError. `storage` is a root folder or URI; None: $FTRAY_HO
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ftray.commands.keys import NewKey, create_key, list_keys, list_usage, revoke_key
 from ftray.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from ftray.accounts.database import Database
-    from ftray.accounts.grant import Grant, Key
-    from ftray.accounts.ledger import Usage
     from ftray.data.preview import PreviewRow
     from ftray.garbage.sweep import Disk
     from ftray.registry import AdapterRecord
@@ -30,6 +28,9 @@ if TYPE_CHECKING:
     from ftray.train.quickstart import QuickstartResult
     from ftray.train.usage import SourceUse
     from ftray.tune.search import Found
+
+
+__all__ = ["NewKey", "create_key", "list_keys", "list_usage", "revoke_key"]
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,6 @@ class AdapterVersions:
     name: str
     versions: list["AdapterRecord"]
     aliases: dict[str, int]
-
-
-@dataclass(frozen=True)
-class NewKey:
-    """A key that was just made, with the secret that is shown this once."""
-
-    key: "Key"
-    secret: str
-    database: str
 
 
 @dataclass(frozen=True)
@@ -343,57 +335,10 @@ def chat(
     return Talk(model, url, system=system, max_tokens=max_tokens, temperature=temperature)
 
 
-def create_key(grant: "Grant", *, storage: str | None = None) -> NewKey:
-    """Make an API key; its secret cannot be had again."""
-    from ftray.accounts import keys
-
-    with _accounts(storage) as database:
-        key, secret = keys.create_key(database, grant)
-        return NewKey(key, secret, str(database))
-
-
-def list_keys(*, storage: str | None = None) -> "list[Key]":
-    """Return all API keys that ever were, the oldest first, without their secrets."""
-    from ftray.accounts import keys
-
-    with _accounts(storage) as database:
-        return keys.list_keys(database)
-
-
-def revoke_key(id: str, *, storage: str | None = None) -> "Key":
-    """Let an API key open nothing any more; running servers know of it within seconds."""
-    from ftray.accounts import keys
-
-    with _accounts(storage) as database:
-        return keys.revoke_key(database, id)
-
-
-def list_usage(
-    *,
-    key: str | None = None,
-    days: int | None = None,
-    daily: bool = False,
-    storage: str | None = None,
-) -> "list[Usage]":
-    """Sum up what was used, by key and model, in the last `days` (UTC, with today; None: ever)."""
-    from ftray.accounts import ledger
-
-    with _accounts(storage) as database:
-        return ledger.list_usage(database, key=key, days=days, daily=daily)
-
-
-_PRESETS = Path(__file__).parent / "presets"
+_PRESETS = Path(__file__).parent.parent / "presets"
 
 
 def _versions(root: str, name: str) -> AdapterVersions:
     from ftray import registry
 
     return AdapterVersions(name, registry.versions(root, name), registry.aliases(root, name))
-
-
-def _accounts(storage: str | None) -> "closing[Database]":
-    from ftray.accounts.database import open_database
-    from ftray.accounts.url import database_url
-    from ftray.storage import storage_root
-
-    return closing(open_database(database_url(storage_root(storage))))
