@@ -36,7 +36,15 @@ def _plan_facts(found: "Plan") -> dict[str, str]:
         share = found.trainable / found.parameters
         counts = f"{found.trainable:,} of {found.parameters:,} parameters ({share:.2%})"
         facts["trainable"] = f"{counts}, {found.method}"
+    if found.traffic is not None and found.traffic.total:
+        times = [f"{_took(took)} over {link}" for link, took in found.traffic.seconds().items()]
+        sent = f"a worker sends {found.traffic.total / 1e6:,.1f} MB a step"
+        facts["communication"] = f"{sent}: {', '.join(times)}"
     return facts
+
+
+def _took(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.2g} ms"
 
 
 def _sizes(found: "Plan") -> dict[str, str]:

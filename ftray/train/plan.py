@@ -24,6 +24,7 @@ from ftray.train.memory import (
     trainable,
     unknown_targets,
 )
+from ftray.train.traffic import Traffic, traffic
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Plan:
     parameters: int | None
     trainable: int | None
     memory: Memory | None
+    traffic: Traffic | None
     fits: bool | None
     verdict: str
     warnings: tuple[str, ...]
@@ -65,9 +67,10 @@ def make_plan(
     memory = None if shape is None else estimate(config, shape, worker, micro)
     shortage = _shortage(config, worker, _nodes(cluster, machine))
     fits, verdict = _verdict(config, shape, worker, memory)
+    batch = _batch(config, micro)
     return Plan(
         config=config.model_dump(mode="json"),
-        batch=_batch(config, micro),
+        batch=batch,
         method=config.adapter.method,
         strategy=config.strategy,
         dtype="bfloat16" if bytes_per_element(config, worker) == 2 else "float32",
@@ -75,6 +78,7 @@ def make_plan(
         parameters=None if shape is None else shape.parameters,
         trainable=None if shape is None else trainable(config, shape),
         memory=memory,
+        traffic=None if shape is None else traffic(config, shape, worker, batch.accumulation),
         fits=False if shortage else fits,
         verdict=shortage or verdict,
         warnings=(*advice(config), *_about_targets(config, shape)),

@@ -10,6 +10,7 @@ import bitsandbytes  # noqa: F401 slow, and else each worker imports it by itsel
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftray.config.run import (
     AdapterConfig,
@@ -69,6 +70,23 @@ class Learner:
         return result
 
 
+class Sent(TorchDispatchMode):
+    """Counts the bytes that this worker's collectives send, as rings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = {"allreduce_": 0.0, "_allgather_base_": 0.0, "_reduce_scatter_base_": 0.0}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("c10d::")
+        if name in self.bytes:
+            whole = args[0][0] if name == "allreduce_" else max(args[:2], key=torch.numel)
+            share = (dist.get_world_size() - 1) / dist.get_world_size()
+            rings = 2 if name == "allreduce_" else 1
+            self.bytes[name] += rings * share * whole.numel() * whole.element_size()
+        return func(*args, **(kwargs or {}))
+
+
 @dataclass(frozen=True)
 class Seen:
     losses: list[float]
@@ -76,6 +94,7 @@ class Seen:
     answers: list[list[int]]
     sharded: bool
     precise: bool  # what is trained is fp32
+    sent: dict[str, float]  # bytes of the last step
 
 
 def packs_of(step: int) -> list[Batch]:
@@ -121,7 +140,9 @@ def learner(folder: Path, kind: str, strategy: str, place: Place) -> Learner:
 
 def trained(folder: Path, kind: str, strategy: str, place: Place) -> Seen:
     made = learner(folder, kind, strategy, place)
-    results = [made.step(step) for step in range(STEPS)]
+    results = [made.step(step) for step in range(STEPS - 1)]
+    with Sent() as sent:
+        results.append(made.step(STEPS - 1))
     model = made.trainee.model
     with made.trainee.precision():
         answers = model.generate([[1, 2, 3], [4, 5]], 5, [0], in_step=place.world_size > 1)
@@ -132,6 +153,7 @@ def trained(folder: Path, kind: str, strategy: str, place: Place) -> Seen:
         answers,
         any(isinstance(parameter, DTensor) for parameter in model.parameters()),
         all(parameter.dtype == torch.float32 for parameter in trainable),
+        sent.bytes,
     )
 
 

@@ -9,8 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from ftray.config.base import validated
+from ftray.config.run import RunConfig
+from ftray.model.shape import read_shape
+from ftray.train.memory import Worker
 from ftray.train.parallel import Place
 from ftray.train.step import share
+from ftray.train.traffic import traffic
 
 KINDS = ("lora", "lora-dropout", "qlora", "full")
 CASES = [(kind, strategy) for kind in KINDS for strategy in ("ddp", "fsdp")] + [
@@ -90,6 +95,30 @@ def test_four_workers_go_on_where_two_saved(tiny_folder: Path, tmp_path: Path) -
 def test_both_workers_report_the_same_numbers(kind: str, strategy: str, seen: list[Seen]) -> None:
     first, second = (worker["together"][f"{kind} {strategy}"] for worker in seen)
     assert first == second
+
+
+@pytest.mark.parametrize(("kind", "strategy"), CASES)
+def test_a_step_sends_the_bytes_that_are_predicted(
+    kind: str, strategy: str, seen: list[Seen], tiny_folder: Path
+) -> None:
+    tree = {
+        "name": "a",
+        "model": {"name": str(tiny_folder)},
+        "adapter": {"method": "full"},
+        "data": {"train": "unused.jsonl"},
+        "train": {"max_steps": 1},
+        "scaling": {"num_workers": 2, "strategy": strategy},
+    }
+    method = kind.partition("-")[0]
+    if method != "full":
+        tree["adapter"] = {"method": method, "rank": 4}
+    config, shape = validated(RunConfig, tree, "test"), read_shape(tiny_folder)
+    assert shape is not None
+    expected = traffic(config, shape, Worker("cpu", 2, None, "a test"), accumulation=2)
+    sent = seen[0]["together"][f"{kind} {strategy}"]["sent"]
+    assert sent["_allgather_base_"] == pytest.approx(expected.gathered, rel=5e-3)  # padded
+    assert sent["_reduce_scatter_base_"] == pytest.approx(expected.scattered, rel=5e-3)
+    assert sent["allreduce_"] == pytest.approx(expected.summed, rel=1e-3, abs=100)  # losses
 
 
 @pytest.mark.parametrize("kind", KINDS)
