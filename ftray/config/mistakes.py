@@ -42,12 +42,18 @@ def _words(problem: ErrorDetails, known_keys: Collection[str]) -> Words:
             return {"message": problem["msg"].removeprefix("Value error, "), "expected": ""}
         case "union_tag_invalid":
             expected, found = context["expected_tags"], context["tag"]
+        case "too_short":
+            expected, found = f"at least {_items(context['min_length'])}", problem["input"]
         case "too_long":
-            expected, found = f"at most {context['max_length']} items", problem["input"]
+            expected, found = f"at most {_items(context['max_length'])}", problem["input"]
         case kind:
             plain = problem["msg"].removeprefix("Input should be ").split(", unable")[0]
             expected, found = _KINDS.get(kind, plain), problem["input"]
     return _expectation(expected, found)
+
+
+def _items(count: int) -> str:
+    return "1 item" if count == 1 else f"{count} items"
 
 
 def _expectation(expected: str, found: Any) -> Words:

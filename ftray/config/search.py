@@ -111,9 +111,9 @@ class HostsConfig(Config):
     """Where trials train: each host holds the base model once, with slots for several trials."""
 
     count: PositiveInt | Literal["auto"] = "auto"
-    """auto: one a GPU, and without GPUs one."""
-    gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """Of a host; auto: 1 where the cluster has GPUs, else 0."""
+    """auto: one a GPU, and without GPUs one. Of ordinary trials, that many train at once."""
+    gpus: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    """Of a host, which is at most one; auto: 1 where the cluster has GPUs, else 0."""
     cpus: PositiveFloat | Literal["auto"] = "auto"
     """Of a host; auto: an equal share, with 1 CPU left for reading data."""
     slots: PositiveInt | Literal["auto"] = "auto"
@@ -196,7 +196,9 @@ def load_search(path: Path, run: RunConfig, overrides: Sequence[str] = ()) -> Se
     hint = "tune_spaces/lora.yaml is an example: space: {train.learning_rate: {loguniform: …}}"
     tree = _anchored(read_tree(path, hint), path.resolve().parent)
     changes = parse_overrides(overrides)
+    draws = {key: changes.pop(key) for key in list(changes) if key.startswith("space.")}
     tree = _anchored(apply(tree, changes), Path.cwd())
+    tree = _with_draws(tree, {key.removeprefix("space."): draw for key, draw in draws.items()})
     search = validated(SearchConfig, tree, source=str(path))
     space = checked_space(search.space, run, str(path))
     search = search.model_copy(update={"space": space, "name": search.name or run.name})
@@ -242,6 +244,12 @@ def _check_pbt(search: SearchConfig, why: str, path: Path) -> None:
             f"{path}: scheduler: pbt changes the learning rate, which is not in the space",
             "add train.learning_rate: {loguniform: [1.0e-5, 1.0e-3]}",
         )
+
+
+def _with_draws(tree: Tree, draws: Tree) -> Tree:
+    """Set distributions by run key, whose dots lead to no sections."""
+    space = tree.get("space")
+    return {**tree, "space": {**space, **draws}} if draws and isinstance(space, dict) else tree
 
 
 def _anchored(tree: Tree, folder: Path) -> Tree:

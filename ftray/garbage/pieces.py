@@ -15,6 +15,8 @@ Kind = Literal[
     "tokens",
     "runs",
     "checkpoints",
+    "searches",
+    "trial states",
     "adapters",
     "leftovers",
     "shard copies",
@@ -29,7 +31,7 @@ class Piece:
     """A token set, a checkpoint, a version of an adapter, what else lies in a run's folder, …
 
     `names` are those of its files, `changed` and `used` the newest times of these in unix seconds;
-    `run` is the run that it lies in.
+    `run` is the run that it lies in, or the search, with `searches/` before its name.
     """
 
     kind: Kind
@@ -53,7 +55,7 @@ class Piece:
 
 def pieces(root: str) -> list[Piece]:
     """Return all pieces of a storage root, and of what this machine keeps to work with it."""
-    folders = {top: storage.join(root, top) for top in ("tokens", "runs", "adapters")}
+    folders = {top: storage.join(root, top) for top in ("tokens", "runs", "searches", "adapters")}
     folders["cache"] = storage.local_cache(root).as_posix()
     folders["hub"] = str(constants.HF_HUB_CACHE)
     return [piece for top, folder in folders.items() for piece in _pieces(top, folder)]
@@ -107,6 +109,8 @@ def _spot(top: str, parts: tuple[str, ...]) -> _Spot | None:
             return _Spot("tokens" if _is_digest(parts[0]) else "other", 1)
         case "runs":
             return _spot_of_run(parts)
+        case "searches":
+            return _spot_of_search(parts)
         case "adapters":
             is_version = len(parts) > 2 and parts[1].isdecimal()
             return _Spot("adapters" if is_version else "other", 2)
@@ -122,6 +126,14 @@ def _spot_of_run(parts: tuple[str, ...]) -> _Spot:
         case (run, "tokens", digest, _, *_) if _is_digest(digest):
             return _Spot("tokens", 3, run)
     return _Spot("runs" if len(parts) > 1 else "other", 1, parts[0])
+
+
+def _spot_of_search(parts: tuple[str, ...]) -> _Spot:
+    search = f"searches/{parts[0]}"
+    match parts:
+        case (_, "trials", _, _, _, *_):
+            return _Spot("trial states", 4, search)
+    return _Spot("searches" if len(parts) > 1 else "other", 1, search)
 
 
 def _spot_of_cache(parts: tuple[str, ...]) -> _Spot:

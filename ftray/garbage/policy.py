@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from ftray.data.tokens.manifest import MANIFEST
 from ftray.garbage.pieces import Piece
@@ -26,12 +27,16 @@ class Policy:
 
 @dataclass(frozen=True)
 class Need:
-    """What a run stands for; `tokens` are its token sets, None before it has said which."""
+    """What a run or a search stands for.
+
+    `tokens` are its token sets, None before it has said which, as searches never do; `published`
+    names who has published what came of it, the run or its search.
+    """
 
     state: State
     heard_of: float  # unix seconds
     tokens: frozenset[str] | None
-    is_published: bool
+    published: Literal["run", "search"] | None
 
     @property
     def is_working(self) -> bool:
@@ -42,11 +47,11 @@ class Need:
 def why_it_may_go(
     piece: Piece, needs: Mapping[str, Need], policy: Policy, now: float
 ) -> str | None:
-    """Say why a piece may go, None if it stays; `needs` are those of all runs, by name."""
+    """Say why a piece may go, None if it stays; `needs` are those of all runs and searches."""
     match piece.kind:
         case "tokens" if piece.run is None:
             return _of_tokens(piece, needs, policy, now)
-        case "tokens" | "checkpoints":
+        case "tokens" | "checkpoints" | "trial states":
             need = needs.get(piece.run or "")
             return None if need is None else _of_a_run(piece, need, policy, now)
         case "adapters":
@@ -83,11 +88,11 @@ def _of_a_run(piece: Piece, need: Need, policy: Policy, now: float) -> str | Non
     """A run that did not finish can go on: what it needs for that stays, unless it is named."""
     if need.is_working:
         return None
-    is_torn = piece.kind == "checkpoints" and RECORD not in piece.names
+    is_torn = piece.kind != "tokens" and RECORD not in piece.names
     if is_torn and _is_older(piece.changed, DAY, now):
         return "never completed"
-    if need.state == "succeeded" and need.is_published:
-        return "its run has published its adapter"
+    if need.published is not None:
+        return f"its {need.published} has published its adapter"
     last = max(piece.changed, need.heard_of)
     if piece.run in policy.named and _is_older(last, policy.keep_seconds, now):
         return "its run was named"

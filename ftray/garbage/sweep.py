@@ -1,16 +1,17 @@
 """The disk that a storage root takes, and the deleting of what nobody needs."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Literal, get_args
 
-from ftray import registry, runs, storage
+from ftray import registry, runs, searches, storage
 from ftray.errors import RegistryError, StorageError
 from ftray.garbage.pieces import Kind, Piece, piece_at, pieces
 from ftray.garbage.policy import Need, Policy, why_it_may_go
 from ftray.registry import CLAIM
 from ftray.runs import Run, Status
+from ftray.searches import SearchStatus
 
 
 @dataclass(frozen=True)
@@ -141,14 +142,32 @@ _FRESH_SECONDS = 0.2
 
 
 def _needs(root: str) -> dict[str, Need]:
-    return {name: _need(Run(root, name), status) for name, status in runs.list_runs(root).items()}
+    found = searches.list_searches(root)
+    ended = {name for name, status in found.items() if _is_published(root, status)}
+    of_runs = {
+        name: _need(Run(root, name), status, ended) for name, status in runs.list_runs(root).items()
+    }
+    return of_runs | {
+        f"searches/{name}": Need(
+            status.state, status.heartbeat, None, "search" if name in ended else None
+        )
+        for name, status in found.items()
+    }
 
 
-def _need(run: Run, status: Status) -> Need:
+def _need(run: Run, status: Status, searches_ended: Set[str]) -> Need:
     known = runs.read_data(run)
     tokens = None if known is None else frozenset(digest for digest in known.values() if digest)
-    is_published = status.state == "succeeded" and _is_there(run.root, status.adapter)
-    return Need(status.state, status.heartbeat, tokens, is_published)
+    published: Literal["run", "search"] | None = None
+    if _is_published(run.root, status):
+        published = "run"
+    elif searches.search_of(run.name) in searches_ended:
+        published = "search"
+    return Need(status.state, status.heartbeat, tokens, published)
+
+
+def _is_published(root: str, status: Status | SearchStatus) -> bool:
+    return status.state == "succeeded" and _is_there(root, status.adapter)
 
 
 def _is_there(root: str, ref: str | None) -> bool:

@@ -5,6 +5,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -66,17 +67,8 @@ def fit(config: RunConfig, connection: Connection, *, overwrite: bool = False) -
     run = runs.open_run(root, config, overwrite=overwrite)
     with status_kept(run):
         connection.wait()
-        machines = cluster.nodes()
-        allotment = cluster.allot(config.scaling, machines)
-        cluster.check_fit(allotment, None, machines)
-        cluster.check_storage(root)
-        folder = fetch(config.model, run.root)
-        micro = _planned_micro_batch(config, run, folder, allotment, machines)
         template = own_template(config)
-        with provided(config, run, folder, allotment, machines) as feed:
-            work, total_steps = _plan(config, run, feed, micro, allotment)
-            with watched(run, total_steps), patient():
-                train_to_the_end(work, allotment, config.scaling.placement_timeout_seconds)
+        allotment = train_run(config, run, Event())
         adapter = _published(config, run, allotment, template)
         plot = storage.join(run.folder, "loss.png")
         metrics = runs.read_metrics(run)
@@ -94,6 +86,26 @@ def fit(config: RunConfig, connection: Connection, *, overwrite: bool = False) -
         plot=plot,
         sources=read_usage(run),
     )
+
+
+def train_run(config: RunConfig, run: Run, stop: Event) -> Allotment:
+    """Train a run that has been opened to its last step, with Ray connected; publishes nothing.
+
+    `stop` does what Ctrl-C does: the workers save, and KeyboardInterrupt is raised. Returns what
+    each worker has had.
+    """
+    machines = cluster.nodes()
+    allotment = cluster.allot(config.scaling, machines)
+    cluster.check_fit(allotment, None, machines)
+    cluster.check_storage(run.root)
+    folder = fetch(config.model, run.root)
+    micro = _planned_micro_batch(config, run, folder, allotment, machines)
+    with provided(config, run, folder, allotment, machines) as feed:
+        work, total_steps = _plan(config, run, feed, micro, allotment)
+        runs.change_status(run, lambda status: replace(status, total_steps=total_steps))
+        with watched(run, total_steps), patient():
+            train_to_the_end(work, allotment, stop)
+    return allotment
 
 
 def own_template(config: RunConfig) -> str | None:

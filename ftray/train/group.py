@@ -31,19 +31,21 @@ logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 10.0  # between two looks for room to grow
 
 
-def train_to_the_end(work: Work, allotment: Allotment, timeout_seconds: float) -> None:
+def train_to_the_end(work: Work, allotment: Allotment, stop: threading.Event) -> None:
     """Train until the last step, starting a new group when a worker or its machine was lost.
 
     Each group goes on from the newest checkpoint in storage, an elastic one with as many workers
     as there is room for. KeyboardInterrupt, when it is raised in here once, lets the workers save
-    before it goes on its way; a second one does not wait for them.
+    before it goes on its way; a second one does not wait for them. Who calls this in another
+    thread than the main one sets `stop` for that.
     """
     scaling = work.config.scaling
+    timeout_seconds = scaling.placement_timeout_seconds
     retries = Retries(scaling.max_failures, work.micro_batch_size)
     size = Size(scaling, allotment, timeout_seconds)
     while True:
         try:
-            ended = _train_once(work, size)
+            ended = _train_once(work, size, stop)
             if ended.why == "finished":
                 return
             again = retries.after_end(ended)
@@ -74,16 +76,16 @@ def _made_ready(work: Work, again: Again, size: Size) -> Work:
     return replace(work, attempt=attempt, micro_batch_size=again.micro_batch_size)
 
 
-def _train_once(work: Work, size: Size) -> Ended:
+def _train_once(work: Work, size: Size, stop: threading.Event) -> Ended:
     take_back(work.run)
     group = _Group(_trainer(work, size.now, size.timeout_seconds))
     try:
-        return group.ended(lambda: _grow(work, size))
+        return group.ended(lambda: _grow(work, size), stop)
     except KeyboardInterrupt:
         logger.warning("saving after this step, then pausing; Ctrl-C again stops at once")
         ask_to_end(work.run)
         try:
-            group.ended(lambda: None)
+            group.ended(lambda: None, threading.Event())
         except (ray.train.TrainingFailedError, RayActorError) as failure:
             said = first_line(cause_of(failure))
             logger.warning("no checkpoint could be saved (%s): the one before holds", said)
@@ -108,10 +110,15 @@ class _Group:
         self._done = threading.Event()  # a join that Ctrl-C interrupts calls the thread stopped
         threading.Thread(target=self._run, name="training", daemon=True).start()
 
-    def ended(self, look: Callable[[], None]) -> Ended:
-        """Wait for the workers, and look around in the meantime; raises what made them fail."""
+    def ended(self, look: Callable[[], None], stop: threading.Event) -> Ended:
+        """Wait for the workers, and look around in the meantime; raises what made them fail.
+
+        KeyboardInterrupt when `stop` is set.
+        """
         looked = time.monotonic()
         while not self._done.wait(0.2):
+            if stop.is_set():
+                raise KeyboardInterrupt
             if time.monotonic() - looked > _LOOK_SECONDS:
                 look()
                 looked = time.monotonic()

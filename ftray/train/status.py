@@ -66,7 +66,8 @@ def _command() -> str:
     """The command line that began this, where it is ours: the same one goes on with the run."""
     program, *arguments = sys.argv
     is_ours = Path(program).name == "ftray" or Path(program).parts[-2:] == ("ftray", "__main__.py")
-    return shlex.join(["ftray", *arguments]) if is_ours else "call it again"
+    again = [argument for argument in arguments if argument != "--overwrite"]
+    return shlex.join(["ftray", *again]) if is_ours else "call it again"
 
 
 def _set_state(run: Run, state: State, error: str | None = None) -> None:

@@ -26,11 +26,18 @@ class Trainer(TorchTrainer):
         return [one for one in callbacks if not isinstance(one, _UNUSED)]
 
 
-def give_back_places(failure: RayActorError) -> None:
-    """Free what the workers of a dead controller were placed on; else Ray keeps it with the job."""
+def give_back_places(failure: RayActorError | None = None) -> None:
+    """Free what the workers of dead controllers were placed on; else Ray keeps it with the job.
+
+    That of a failure is one even where Ray has not noted its death yet.
+    """
+    job, failed = ray.get_runtime_context().get_job_id(), failure.actor_id if failure else None
     accessor = state._connect_and_get_accessor()  # the public table does not name the creator
     for entry in accessor.get_placement_group_table():
         table = gcs_pb2.PlacementGroupTableData.FromString(entry)  # type: ignore[attr-defined]
-        if table.creator_actor_id.hex() == failure.actor_id:
+        creator = table.creator_actor_id.hex()
+        is_of_an_actor = creator != ray.ActorID.nil().hex()  # what a driver places has a dead one
+        is_dead = table.creator_actor_dead and table.creator_job_id.hex() == job
+        if (is_of_an_actor and is_dead) or creator == failed:
             place = ray.PlacementGroupID(table.placement_group_id)
             remove_placement_group(PlacementGroup(place))

@@ -23,7 +23,7 @@ from ftray.train import checkpoint
 from ftray.train.parallel import Place
 from ftray.train.step import eval_loss, micro_batch, share
 from ftray.train.trainee import Trainee, load_for_training
-from ftray.tune.holdout import HeldOut
+from ftray.tune.holdout import HeldOut, held_out
 from ftray.tune.packed.state import read_state
 from ftray.tune.results import SearchResult, TrialResult
 from ftray.tune.winners import Winner
@@ -66,7 +66,10 @@ def _awarded(wanted: Award, place: int) -> Winner:
     trial, search = wanted.trials[place - 1], wanted.result.search
     gc.collect()  # a model holds itself in cycles, and the next one needs its memory
     weights = _load(wanted.result, trial)
-    loss = None if wanted.holdout is None else _measured(weights, wanted.holdout)
+    holdout = wanted.holdout
+    if holdout is not None and weights.config.model != wanted.result.config.model:
+        holdout = held_out(weights.config, search)  # in the tokens of the trial's own model
+    loss = None if holdout is None else _measured(weights, holdout)
     ref = _published(wanted, place, weights, loss) if place <= search.publish.best else None
     if loss is not None:
         logger.info("trial %s on the hold-out: loss %.4f", trial.id, loss)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import optuna
 from optuna.samplers import TPESampler
 from optuna.trial import Trial
 from ray import tune
@@ -139,6 +140,7 @@ def _distribution(draw: DrawConfig) -> Any:
 
 
 def _optuna(search: SearchConfig, chosen: OptunaConfig) -> Searcher:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     names: list[str] = [search.metric, *search.also]
     ways: list[str] = [search.mode, *search.also.values()]
     return OptunaSearch(

@@ -14,8 +14,8 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from ftray.config.search import SearchConfig
+from ftray.searches import Search, tune_folder
 from ftray.tune.deciders import Span, param_space, samples, scheduler, searcher
-from ftray.tune.folder import Search, tune_folder
 from ftray.tune.watch import Budget, Watch
 
 logger = logging.getLogger(__name__)
@@ -32,11 +32,12 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Course:
-    """What decides how Ray Tune runs: so many trials at once, of such a length."""
+    """What decides how Ray Tune runs: so many trials of such a length, so many at once."""
 
     search: Search
     asked: SearchConfig
     span: Span
+    trials: int
     at_once: int
 
 

@@ -12,11 +12,9 @@ from ftray.errors import FtrayError, OutOfMemoryError
 from ftray.train.metrics import Line
 from ftray.tune.packed.trainer import PackedTrainer
 from ftray.tune.packed.trial import Trial, TrialError
-from ftray.tune.rungs import Failed, Joined, NoRoom, Report, Rules, state_folder
+from ftray.tune.rungs import Failed, Joined, NoRoom, Report, Rules, Told, state_folder
 
 logger = logging.getLogger(__name__)
-
-Told = Report | Failed
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Floor:
         self._seats[trial.id] = seat = _Seat(trial.id, steps, total)
         if steps >= total:
             self._report([seat])
-        return Joined(steps, total)
+        return Joined(self._trainer.parameters(trial.id))
 
     def leave(self, trial_id: str) -> None:
         """Free a trial's slot at once, whatever it was doing; who waits for it hears so."""
@@ -84,8 +82,11 @@ class Floor:
         seat.await_by(waiter)
 
     def turn(self) -> None:
-        """Take one step of every trial that has one to do, all in one batch."""
-        seats = [seat for seat in self._seats.values() if seat.is_eager]
+        """Take one step of every trial that has one to do, all in one batch.
+
+        Of two early steps each is a single trial's, to measure what company saves.
+        """
+        seats = self._chosen([seat for seat in self._seats.values() if seat.is_eager])
         with self._clock.stepping(len(seats)):
             outcomes = self._trainer.step([seat.id for seat in seats])
         self._fail(outcomes)
@@ -93,6 +94,16 @@ class Floor:
         for seat in gone_on:
             seat.stepped(_line(outcomes, seat.id))
         self._report([seat for seat in gone_on if seat.is_due(self._rules.every_steps)])
+
+    def _chosen(self, eager: list["_Seat"]) -> list["_Seat"]:
+        """Leave out whose turns have come before, so that trials evaluate together afterwards."""
+        if self._clock.wants_lone_step:
+            eager[0].ahead += len(eager) > 1
+            return eager[:1]
+        chosen = [seat for seat in eager if not seat.ahead] or eager
+        for seat in eager:
+            seat.ahead = max(0, seat.ahead - 1)
+        return chosen
 
     def paused(self) -> None:
         """Say that the host had nothing to do."""
@@ -131,6 +142,7 @@ class _Seat:
     done: int
     total: int
     is_out: bool = False  # it failed, and has no slot any more
+    ahead: int = 0  # steps that it took while others waited
     _tokens: int = 0
     _seconds: float = 0.0
     _losses: list[float] = field(default_factory=list)
@@ -178,6 +190,9 @@ class _Seat:
             self.tell(told)
 
 
+_LONE_STEPS = 2
+
+
 class _Clock:
     """Seconds by what they were spent on."""
 
@@ -188,12 +203,16 @@ class _Clock:
         self._busy = 0.0
         self._since: float | None = None
 
+    @property
+    def wants_lone_step(self) -> bool:
+        """Whether too few steps of a lone trial have been timed; the first of all warms up."""
+        return self._steps > 0 and len(self._lone) < _LONE_STEPS
+
     def stepping(self, trials: int) -> "_Stretch":
         """Time a joint step; those of a lone trial are what a search without company would take."""
         if self._since is None:
             self._since = time.monotonic()
         self._steps += 1
-        # the first step of all warms up
         return _Stretch(self, "stepping", is_lone=trials == 1 and self._steps > 1)
 
     def measuring(self) -> "_Stretch":

@@ -18,11 +18,11 @@ from ftray.config.base import override
 from ftray.config.run import RunConfig
 from ftray.errors import FtrayError, first_line
 from ftray.storage.patience import patient
-from ftray.tune.floor import Figures, Floor, Told
+from ftray.tune.floor import Figures, Floor
 from ftray.tune.packed.intake import Tokens
 from ftray.tune.packed.trainer import PackedTrainer
 from ftray.tune.packed.trial import Capacity, Trial
-from ftray.tune.rungs import Failed, Joined, NoRoom, Rules
+from ftray.tune.rungs import Failed, Joined, NoRoom, Rules, Told
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,10 @@ class HostPlan:
 
 @dataclass(frozen=True)
 class Ready:
-    """A host that trains: its process, and how long it took to get there."""
+    """A host that trains: its process, and how long it took to get there.
+
+    To the loading of the base comes what its imports took; it may have been idle between the two.
+    """
 
     pid: int
     seconds: float
@@ -126,7 +129,8 @@ class Host:
         device = torch.device("cuda" if plan.on_gpu else "cpu")
         folder = Path(plan.folder)
         trainer = PackedTrainer(plan.base, folder, plan.tokens, device, plan.capacity)
-        self._ready.set_result(Ready(os.getpid(), time.monotonic() - began))
+        loading = time.monotonic() - began
+        self._ready.set_result(Ready(os.getpid(), max(loading, time.process_time())))
         return Floor(trainer, plan.rules)
 
     def _answer(self, floor: Floor) -> None:

@@ -13,11 +13,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ftray import cluster
 from ftray.cluster import Allotment
 from ftray.errors import ClusterError, TrainError
+from ftray.train.trainer import give_back_places
 from ftray.tune.floor import Figures
 from ftray.tune.host import Host, HostPlan, Ready
 from ftray.tune.rungs import Failed
+from ftray.tune.runner import Runner, RunnerPlan
 
 _ANSWER_SECONDS = 10.0
+_CLOSE_SECONDS = 70.0  # runs save before they end
 
 
 class Hosts:
@@ -93,6 +96,23 @@ def placed(plan: HostPlan, allotment: Allotment, timeout_seconds: float) -> Iter
         for handle in handles:
             ray.kill(handle)
         remove_placement_group(group)
+
+
+@contextmanager
+def started(plan: RunnerPlan, count: int) -> Iterator[Hosts]:
+    """Start so many runners for the block's time, and stop what trains on them after it."""
+    runner = ray.remote(Runner).options(
+        num_cpus=0, max_restarts=-1, max_task_retries=0, max_concurrency=1000
+    )
+    handles: list[Any] = [runner.remote(plan) for _ in range(count)]
+    try:
+        yield Hosts(handles)
+    finally:
+        closed = [handle.close.remote() for handle in handles]
+        ray.wait(closed, num_returns=count, timeout=_CLOSE_SECONDS)
+        for handle in handles:
+            ray.kill(handle)
+        give_back_places()
 
 
 def _answer(ref: Any) -> object:

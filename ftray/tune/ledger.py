@@ -82,18 +82,21 @@ class Ledger:
             before,
             values=values,
             steps=step,
-            tokens=before.tokens + int(line["tokens"]),
-            seconds=before.seconds + float(line["seconds"]),
+            tokens=before.tokens + int(line["new_tokens"]),
+            seconds=before.seconds + float(line["new_seconds"]),
             metric=None if best is None else best[1],
             curve=curve,
             state_folder=_state_of(best, saved),
         )
-        self._write(replace(record, result=result, saved=self._pruned(saved, best)))
+        self._write(replace(record, result=result, saved=self._pruned(saved, best, newest=_NEWEST)))
 
     def over(self, trial_id: str, state: TrialState, error: str = "") -> None:
         """Note how a trial ended."""
         record = self._records[trial_id]
-        self._write(replace(record, result=replace(record.result, state=state, error=error)))
+        best = best_of(record.result.curve, self._rules.mode)
+        saved = self._pruned(record.saved, best, newest=1)
+        result = replace(record.result, state=state, error=error)
+        self._write(replace(record, result=result, saved=saved))
 
     def keep_only(self, trial_ids: set[str]) -> None:
         """Forget trials that Ray Tune does not know: the driver died before it had noted them."""
@@ -110,10 +113,11 @@ class Ledger:
         path = storage.join(trial_folder(self._rules.folder, record.result.id), _RECORD)
         storage.write(path, encode(record))
 
-    def _pruned(self, saved: dict[str, str], best: tuple[int, float] | None) -> dict[str, str]:
+    def _pruned(
+        self, saved: dict[str, str], best: tuple[int, float] | None, *, newest: int
+    ) -> dict[str, str]:
         """Delete all states but the newest and the best."""
-        newest = sorted(saved, key=int)[-_NEWEST:]
-        keep = {*newest, *([] if best is None else [str(best[0])])}
+        keep = {*sorted(saved, key=int)[-newest:], *([] if best is None else [str(best[0])])}
         for step in saved:
             if step not in keep:
                 self._deleting.submit(_delete, saved[step])

@@ -3,39 +3,30 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from ray import tune
 
 from ftray import cluster, storage
 from ftray.cluster import Allotment
 from ftray.config.run import RunConfig
 from ftray.config.search import SearchConfig
-from ftray.errors import ConfigError, DataError, did_you_mean
+from ftray.errors import ConfigError
 from ftray.model.base import fetch
-from ftray.model.shape import ModelShape, read_shape
-from ftray.train.memory import unknown_targets
+from ftray.model.shape import read_shape
+from ftray.searches import Opened, Search
 from ftray.tune.deciders import Span, trial_count
-from ftray.tune.driver import Course, run_trials
+from ftray.tune.driver import Course
 from ftray.tune.floor import Figures
-from ftray.tune.folder import Opened, Search, change_status, read_status
 from ftray.tune.host import HostPlan
 from ftray.tune.hosts import Hosts, placed
-from ftray.tune.ledger import Ledger
-from ftray.tune.packed.intake import Intake, Tables, Tokens
+from ftray.tune.packed.intake import Tokens
 from ftray.tune.packed.trial import Capacity, Trial, check_shares
-from ftray.tune.places import allot_hosts, capacity, corners, worker_of
-from ftray.tune.rungs import Rules
-from ftray.tune.table import SearchScreen, Whole
+from ftray.tune.places import allot_hosts, capacity, check_targets, corners, worker_of
+from ftray.tune.stage import Stage, longest_of, span_of
 from ftray.tune.tokens import made_tokens
-from ftray.tune.trainable import PackedTrial
 from ftray.tune.used import Used, saved_seconds
-from ftray.tune.watch import Desk, open_desk
 
 logger = logging.getLogger(__name__)
-
-_REPORTS = 8  # of the longest trial, where nobody says how many
 
 
 @dataclass(frozen=True)
@@ -59,49 +50,26 @@ def run_packed(base: RunConfig, asked: SearchConfig, opened: Opened) -> Used:
     """Run all trials of a search on shared bases."""
     search = opened.search
     plan = _planned(base, asked, search)
-    rules = Rules(search.folder, plan.span.every, asked.metric, asked.mode, asked.hosts.max_losses)
-    ledger = Ledger(rules)
-    whole = Whole(search.name, plan.trials, plan.span.longest)
-    screen = SearchScreen(whole, asked, ledger)
-    status = read_status(search)
-    desk = Desk(ledger, asked.space, asked.budget, screen, status.seconds)
-    open_desk(desk)
+    stage = Stage(Course(search, asked, plan.span, plan.trials, plan.at_once), opened)
     host_plan = HostPlan(
         base=base,
         folder=str(plan.folder),
         tokens=plan.tokens,
         capacity=plan.capacity,
-        rules=rules,
+        rules=stage.rules,
         threads=plan.allotment.threads,
         on_gpu=plan.allotment.gpus > 0,
     )
-    course = Course(search, asked, plan.span, plan.at_once)
-    timeout = base.scaling.placement_timeout_seconds
-    with placed(host_plan, plan.allotment, timeout) as hosts:
-        desk.on_leave, desk.check = hosts.leave, hosts.check
+    with placed(host_plan, plan.allotment, base.scaling.placement_timeout_seconds) as hosts:
         try:
-            with screen.shown():
-                _run(course, hosts, desk, rules, is_new=opened.is_new)
+            stage.run(hosts)
             figures = hosts.figures()
         finally:
-            ledger.close()
-            held = status.host_seconds + hosts.seconds
-            _note(search, ledger, plan, held)
+            held = stage.note(hosts)
     _tell(figures)
     _write_figures(search, figures, hosts)
-    saved = saved_seconds(ledger.results, figures, hosts.loaded, held)
-    return Used(ledger.results, plan.allotment, held, saved)
-
-
-def _run(course: Course, hosts: Hosts, desk: Desk, rules: Rules, *, is_new: bool) -> None:
-    space = course.asked.space
-    trial = tune.with_parameters(PackedTrial, hosts=hosts.handles, space=space, rules=rules)
-    known = run_trials(trial, course, is_new=is_new)
-    if desk.failure is not None:
-        raise desk.failure
-    desk.ledger.keep_only(known)
-    if desk.ended_by:
-        logger.info("the search has ended by its budget: %s", desk.ended_by)
+    saved = saved_seconds(stage.results, figures, hosts.loaded, held)
+    return Used(stage.results, plan.allotment, held, saved, stage.is_interrupted)
 
 
 def _planned(base: RunConfig, asked: SearchConfig, search: Search) -> Plan:
@@ -110,13 +78,13 @@ def _planned(base: RunConfig, asked: SearchConfig, search: Search) -> Plan:
     allotment = allot_hosts(asked.hosts, machines, trials)
     folder = fetch(base.model, search.root)
     ends = corners(base, asked.space)
-    _check_targets(ends, read_shape(folder))
+    check_targets(ends, read_shape(folder))
     for number, end in enumerate(ends):
         check_shares(base, Trial(str(number), end))
     room = capacity(base, ends, folder, worker_of(allotment, machines), asked.hosts)
     _check_population(asked, trials, allotment.workers * room.slots)
     tokens = made_tokens(base, folder, search.root)
-    span = _span(asked, base, _lengths(ends, tokens))
+    span = span_of(asked, base, longest_of(ends, tokens))
     logger.info(
         "%d trials of up to %d steps, a report every %d; hosts: %d of %g CPUs%s, %d slots each",
         trials,
@@ -130,45 +98,12 @@ def _planned(base: RunConfig, asked: SearchConfig, search: Search) -> Plan:
     return Plan(allotment, room, tokens, folder, span, trials)
 
 
-def _lengths(ends: Sequence[RunConfig], tokens: Tokens) -> list[int]:
-    tables = Tables.of(tokens)
-    try:
-        return [Intake(tables, end).total_steps for end in ends]
-    except DataError as error:
-        raise DataError(f"data.train: {error.message}", error.hint) from None
-
-
-def _span(asked: SearchConfig, base: RunConfig, lengths: Sequence[int]) -> Span:
-    longest = max(lengths)
-    every = asked.every_steps or base.eval.every_steps or max(1, longest // _REPORTS)
-    return Span(longest, min(every, longest))
-
-
-def _check_targets(ends: Sequence[RunConfig], shape: ModelShape | None) -> None:
-    if shape is None:
-        return
-    known = [layer.rpartition(".")[2] for layer in shape.linear]
-    for end in ends:
-        for name in unknown_targets(end, shape):
-            raise ConfigError(
-                f"adapter.target: no linear layer of {end.model.name} is called '{name}'",
-                did_you_mean(name, known),
-            )
-
-
 def _check_population(asked: SearchConfig, trials: int, slots: int) -> None:
     if asked.scheduler.kind == "pbt" and trials > slots:
         raise ConfigError(
             f"scheduler pbt trains its {trials} trials at once, and there are {slots} slots",
             f"set num_samples={slots}, or more hosts",
         )
-
-
-def _note(search: Search, ledger: Ledger, plan: Plan, held: float) -> None:
-    change_status(
-        search,
-        lambda now: replace(now, trials=ledger.ended, total_trials=plan.trials, host_seconds=held),
-    )
 
 
 def _write_figures(search: Search, figures: Sequence[Figures], hosts: Hosts) -> None:

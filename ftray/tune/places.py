@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import ray
@@ -14,10 +15,10 @@ from ftray.config.base import override
 from ftray.config.run import RunConfig, ScalingConfig
 from ftray.config.search import HostsConfig
 from ftray.config.space import Space, Values, drawn
-from ftray.errors import ClusterError, ConfigError
-from ftray.model.shape import read_shape
+from ftray.errors import ClusterError, ConfigError, did_you_mean
+from ftray.model.shape import ModelShape, read_shape
 from ftray.train.machine import gpu_memory
-from ftray.train.memory import GIB, USABLE_OF_GPU, Worker
+from ftray.train.memory import GIB, USABLE_OF_GPU, Worker, unknown_targets
 from ftray.tune.packed.memory import plan_capacity
 from ftray.tune.packed.trial import Capacity
 
@@ -42,6 +43,43 @@ def allot_hosts(wanted: HostsConfig, machines: list[Node], trials: int) -> Allot
             "lower hosts.count, hosts.gpus or hosts.cpus in the space file",
         ) from None
     return allotment
+
+
+def allot_runs(
+    wanted: HostsConfig, scaling: ScalingConfig, machines: list[Node], trials: int
+) -> tuple[int, Allotment]:
+    """Decide how many ordinary trials train side by side, and what all their workers get.
+
+    As many as the GPUs hold; without GPUs as many as `scaling.cpus_per_worker` leaves room for, and
+    one where that is auto. ClusterError where they don't fit.
+    """
+    workers = cluster.allot(scaling, machines).workers
+
+    def of(count: int) -> Allotment:
+        allotment = cluster.allot_workers(count * workers, scaling, machines)
+        cluster.check_fit(allotment, None, machines)
+        return allotment
+
+    is_limited = scaling.cpus_per_worker != "auto" or any(node.gpus for node in machines)
+    most = 1 if wanted.count == "auto" and not is_limited else trials
+    count = _most(most, of) if wanted.count == "auto" else wanted.count
+    try:
+        return count, of(count)
+    except ClusterError as error:
+        raise ClusterError(
+            f"{count} trials at once: {error.message}",
+            "lower hosts.count in the space file, or scaling.num_workers in the run",
+        ) from None
+
+
+def _most(count: int, of: Callable[[int], Allotment]) -> int:
+    """Return the greatest number that fits, or 1."""
+    while count > 1:
+        with suppress(ClusterError):
+            of(count)
+            break
+        count -= 1
+    return count
 
 
 def capacity(
@@ -90,6 +128,19 @@ def corners(run: RunConfig, space: Space) -> list[RunConfig]:
             for value in (draw.options or draw.ends[:2])
         ]
     return [trial for trial in map(lambda values: _trial(run, values), draws) if trial is not None]
+
+
+def check_targets(ends: Sequence[RunConfig], shape: ModelShape | None) -> None:
+    """Raise ConfigError where a trial is to adapt a layer that the model does not have."""
+    if shape is None:
+        return
+    known = [layer.rpartition(".")[2] for layer in shape.linear]
+    for end in ends:
+        for name in unknown_targets(end, shape):
+            raise ConfigError(
+                f"adapter.target: no linear layer of {end.model.name} is called '{name}'",
+                did_you_mean(name, known),
+            )
 
 
 def _trial(run: RunConfig, values: Values) -> RunConfig | None:

@@ -19,10 +19,9 @@ class Rules:
 
 @dataclass(frozen=True)
 class Joined:
-    """A trial has a slot, after so many steps of so many."""
+    """A trial has a slot, and so many parameters to train."""
 
-    steps: int
-    total_steps: int
+    parameters: int
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,9 @@ class Report:
     def is_last(self) -> bool:
         """Whether all steps are taken."""
         return self.steps >= self.total_steps
+
+
+Told = Report | Failed
 
 
 def trial_folder(search: str, trial_id: str) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ftray import cluster, storage
 from ftray.config.data import sources_of
@@ -12,8 +12,8 @@ from ftray.config.vary import needs_ordinary
 from ftray.connection import Connection
 from ftray.data.sources import check_sources
 from ftray.errors import TrainError
+from ftray.searches import Search, change_status, open_search, read_status
 from ftray.tune.crown import crown
-from ftray.tune.folder import Search, open_search, read_status
 from ftray.tune.holdout import HeldOut, held_out
 from ftray.tune.ordinary import run_ordinary
 from ftray.tune.packs import run_packed
@@ -58,9 +58,16 @@ def search(
         else:
             logger.info("each trial is a run of its own: %s", needs_ordinary(asked.space, base))
             used = run_ordinary(base, asked, opened)
-        _check_any(used.trials)
         result = _result(base, asked, opened.search, used)
-        return _crowned(result, used, holdout)
+        if used.is_interrupted:
+            report = write_report(result, None)
+            logger.warning("the report on what there is: %s/report/report.html", report.folder)
+            raise KeyboardInterrupt
+        _check_any(used.trials)
+        found = _crowned(result, used, holdout)
+        best = next((winner.ref for winner in found.winners.winners), None)
+        change_status(opened.search, lambda status: replace(status, adapter=best))
+        return found
 
 
 def _result(base: RunConfig, asked: SearchConfig, search: Search, used: Used) -> SearchResult:

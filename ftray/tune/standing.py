@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from ftray.errors import StorageError
-from ftray.tune.folder import Search, SearchStatus, State, change_status, read_status
+from ftray.searches import Search, SearchStatus, State, change_status, read_status
 
 logger = logging.getLogger(__name__)
 
@@ -73,4 +73,5 @@ def _command() -> str:
     """The command line that began this, where it is ours: the same one goes on."""
     program, *arguments = sys.argv
     is_ours = Path(program).name == "ftray" or Path(program).parts[-2:] == ("ftray", "__main__.py")
-    return shlex.join(["ftray", *arguments]) if is_ours else "call it again"
+    again = [argument for argument in arguments if argument != "--overwrite"]
+    return shlex.join(["ftray", *again]) if is_ours else "call it again"

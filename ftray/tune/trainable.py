@@ -1,4 +1,4 @@
-"""A packed trial as Ray Tune sees it: a light process without torch that asks a host for steps."""
+"""A trial as Ray Tune sees it: a light process without torch that asks a host for its reports."""
 
 import json
 import time
@@ -18,7 +18,7 @@ _POINTER = "state.json"
 _RETRY_SECONDS = 0.5
 
 
-class PackedTrial(tune.Trainable):
+class HostedTrial(tune.Trainable):
     """Attaches to a host, asks for its next report, and leaves when it is stopped or reused."""
 
     _host: Any = None
@@ -48,17 +48,21 @@ class PackedTrial(tune.Trainable):
         if isinstance(told, Failed):
             raise TrainError(told.message, told.hint)
         self._state = told.state
-        return _result(told, self._losses)
+        self._tokens += told.tokens
+        self._seconds += told.seconds
+        return self._result(told)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Point at what the host has saved with the last report."""
-        pointer = {"state": self._state, "trial": self._trial}
+        pointer = {"state": self._state, "tokens": self._tokens, "seconds": self._seconds}
         Path(checkpoint_dir, _POINTER).write_text(json.dumps(pointer), encoding="utf-8")
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Go on from a saved state, which may be another trial's."""
         self._leave()
-        self._state = json.loads(Path(checkpoint, _POINTER).read_text(encoding="utf-8"))["state"]
+        pointer = json.loads(Path(checkpoint, _POINTER).read_text(encoding="utf-8"))
+        self._state = pointer["state"]
+        self._tokens, self._seconds = pointer["tokens"], pointer["seconds"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Become another trial, or the same with other values."""
@@ -75,7 +79,8 @@ class PackedTrial(tune.Trainable):
         self._values = drawn(self._space, config)
         self._state = ""
         self._host = None
-        self._losses = 0
+        self._losses = self._parameters = self._tokens = 0
+        self._seconds = 0.0
 
     def _attached(self) -> Any:
         """Find a host with a free slot, or wait until one is free, and take it."""
@@ -83,6 +88,7 @@ class PackedTrial(tune.Trainable):
             for host in self._hosts:
                 answer = ray.get(host.attach.remote(self._trial, self._values, self._state or None))
                 if isinstance(answer, Joined):
+                    self._parameters = answer.parameters
                     return host
                 if isinstance(answer, Failed):
                     raise TrainError(answer.message, answer.hint)
@@ -94,6 +100,24 @@ class PackedTrial(tune.Trainable):
         with suppress(RayActorError):  # its slots are gone with it
             ray.get(self._host.leave.remote(self._trial))
         self._host = None
+
+    def _result(self, report: Report) -> dict[str, Any]:
+        """What searchers, schedulers and the ledger are told; FtrayError without the metric."""
+        if self._rules.metric not in report.metrics:
+            raise TrainError(f"there is no {self._rules.metric} at step {report.steps}")
+        return {
+            **report.metrics,
+            "step": report.steps,
+            "total_steps": report.total_steps,
+            "tokens": self._tokens,
+            "seconds": self._seconds,
+            "new_tokens": report.tokens,
+            "new_seconds": report.seconds,
+            "trained_parameters": self._parameters,
+            "state": report.state,
+            "host_losses": self._losses,
+            "done": report.is_last,
+        }
 
     def _note_loss(self, lost: RayActorError) -> None:
         self._host = None
@@ -111,16 +135,3 @@ def _wait_until_back(host: Any) -> None:
     """Wait for a host that Ray starts again."""
     with suppress(RayActorError):  # it does not come back: another one may
         ray.get(host.ready.options(max_task_retries=-1).remote())
-
-
-def _result(report: Report, losses: int) -> dict[str, Any]:
-    return {
-        **report.metrics,
-        "step": report.steps,
-        "total_steps": report.total_steps,
-        "tokens": report.tokens,
-        "seconds": report.seconds,
-        "state": report.state,
-        "host_losses": losses,
-        "done": report.is_last,
-    }

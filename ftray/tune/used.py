@@ -18,6 +18,7 @@ class Used:
     allotment: Allotment
     host_seconds: float
     saved_seconds: float | None
+    is_interrupted: bool
 
 
 def saved_seconds(
@@ -29,7 +30,7 @@ def saved_seconds(
     """Estimate what one trial at a time would have taken more on the same hosts.
 
     Each trial would have loaded the base, and taken its steps in the time of a lone trial's, which
-    a host measures while it has a single one. None where it never had.
+    a host measures. None where a host took too few steps for that.
     """
     lone = [one.lone_step for one in figures if one.lone_step is not None]
     if not lone or not loaded:

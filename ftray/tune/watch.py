@@ -6,9 +6,10 @@ when a search is resumed: ours name the desk of this process, which holds what i
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
 
@@ -94,7 +95,8 @@ class Watch(tune.Callback):
         """A trial has come to a rung."""
         desk = _desk()
         desk.ledger.reported(trial.trial_id, _values(trial), result)
-        desk.screen.reported(trial.trial_id)
+        if not result.get("done"):  # else its end is told in a moment
+            desk.screen.reported(trial.trial_id)
 
     def on_trial_complete(  # type: ignore[override]  # as above
         self, iteration: int, trials: list[Trial], trial: Trial
@@ -144,8 +146,12 @@ def _values(trial: Trial) -> dict[str, object]:
 
 
 def _why(trial: Trial) -> str:
-    """The first line of what made a trial fail, out of Ray's wrapper."""
-    error = trial.get_pickled_error()
-    if isinstance(error, RayTaskError):
-        error = error.cause
-    return first_line(error) if error is not None else "unknown"
+    """The first line of what made a trial fail, out of Ray's wrapper.
+
+    Ray Tune's own `get_pickled_error` looks in the storage, where the error is put later.
+    """
+    path = trial.pickled_error_file
+    if path is None or not Path(path).exists():
+        return "Ray Tune does not say why"
+    error: Exception = cloudpickle.loads(Path(path).read_bytes())
+    return first_line(error.cause if isinstance(error, RayTaskError) else error)

@@ -175,7 +175,7 @@ def _figures(watched: Watched, losses: list[Any]) -> Figures:
 
 def _hosts(path: Path) -> list[Figures]:
     """What each host's time went to, as the search says."""
-    return list(json.loads(path.read_text())) if path.exists() else []
+    return list(json.loads(path.read_text())["hosts"])
 
 
 def _check_same(losses: dict[str, list[Any]]) -> None:

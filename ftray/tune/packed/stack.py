@@ -24,6 +24,11 @@ class Adapter:
     row: int
     weights: nn.Parameter  # [1, numbers]: a matrix, since AdamW decays no vectors
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers are its own, padding left out."""
+        return sum(self.rank * (wide + high) for wide, high in self.stack.sizes.values())
+
     def start(self, seed: int) -> None:
         """Set the weights that a run of this seed starts with."""
         for name, (wide, _) in self.stack.sizes.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ftray.config.run import RunConfig
-from ftray.errors import OutOfMemoryError, TrainError
+from ftray.errors import OutOfMemoryError, TrainError, first_line
 from ftray.model.adapter import freeze
 from ftray.model.base import load_base
 from ftray.model.loss import check
@@ -124,6 +124,10 @@ class PackedTrainer:
         """Return how many steps a trial has in all."""
         return self._slots[trial_id].intake.total_steps
 
+    def parameters(self, trial_id: str) -> int:
+        """Count what a trial trains."""
+        return self._slots[trial_id].adapter.parameters
+
     def room(self, trial: Trial) -> bool:
         """Whether one more trial fits, in slots and in memory."""
         return self._usage.has_room(trial)
@@ -172,6 +176,10 @@ def _finished(slot: Slot, work: Work, found: Found, norm: float) -> Outcome:
         return slot.finish(work, found.counts, found.loss, norm)
     except TrainError as error:
         return TrialError(error.message, error.hint)
+    except (torch.AcceleratorError, torch.OutOfMemoryError):
+        raise
+    except RuntimeError as error:  # torch's, of this trial's numbers: a rate of 1e39 has no float
+        return TrialError(f"step {slot.done + 1}: {first_line(error)}", "lower train.learning_rate")
 
 
 def _measured(slot: Slot, loss: float) -> Outcome:

@@ -151,6 +151,15 @@ def test_a_trial_whose_loss_is_no_number_leaves_the_others_bit_equal(
         assert "loss" not in outcome
 
 
+def test_a_trial_whose_rate_has_no_float_fails_alone(packed, trial_of):
+    trainer, names = packed(), ["sound", "absurd"]
+    trainer.attach(trial_of("sound", {}))
+    trainer.attach(trial_of("absurd", {"train.learning_rate": 1e39}))
+    found = trainer.step(names)
+    assert isinstance(found["absurd"], TrialError)
+    assert found["sound"]["step"] == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

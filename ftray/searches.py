@@ -1,6 +1,7 @@
 """The folder of a search: who works on it, what was asked for, and whether that has changed."""
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,15 +10,17 @@ from typing import Any, Literal
 
 import yaml
 
-from ftray import storage
+from ftray import runs, storage
 from ftray.config.base import ConfigT, to_yaml, validated
 from ftray.config.changes import changes
 from ftray.config.run import RunConfig
 from ftray.config.search import SearchConfig
 from ftray.errors import ConfigError
 from ftray.owner import Owner, this_process
-from ftray.records import Record, check_name, encode, read_record
+from ftray.records import Record, RecordError, check_name, encode, read_record
 from ftray.runs import LOST_AFTER_SECONDS
+
+logger = logging.getLogger(__name__)
 
 State = Literal["running", "succeeded", "failed", "paused", "lost"]
 
@@ -56,6 +59,7 @@ class SearchStatus(Record):
     attempts: int = 1
     heartbeat: float = 0.0  # unix seconds
     error: str | None = None
+    adapter: str | None = None  # the best trial's, once it is published
     owner: Owner | None = None
 
 
@@ -80,7 +84,7 @@ def open_search(
     if status is not None:
         _refuse_if_alive(search, status)
         if overwrite:
-            storage.delete(search.folder)
+            _delete(search)
             status = None
         else:
             _refuse_if_finished(search, status)
@@ -102,6 +106,27 @@ def read_status(search: Search) -> SearchStatus:
     return replace(status, state="lost") if is_silent else status
 
 
+def list_searches(root: str) -> dict[str, SearchStatus]:
+    """Return the status of every search by its name."""
+    found = {}
+    for name in storage.names(storage.join(root, "searches")):
+        try:
+            found[name] = read_status(Search(root, name))
+        except (ConfigError, RecordError):
+            logger.debug("%s/searches/%s is no search", root, name)  # foreign or half-written
+    return found
+
+
+def run_name(search: str, trial_id: str) -> str:
+    """Name the run that an ordinary trial is."""
+    return f"{search}.{trial_id}"
+
+
+def search_of(run: str) -> str:
+    """Return the search that a run of this name would be a trial of."""
+    return run.rpartition(".")[0]
+
+
 def change_status(search: Search, change: Callable[[SearchStatus], SearchStatus]) -> None:
     """Replace the status by what `change` makes of it; threads of the driver lose no update."""
     with _CHANGING:
@@ -119,6 +144,15 @@ def has_begun(search: Search) -> bool:
 def tune_folder(search: Search) -> str:
     """Return where Ray Tune keeps its own state."""
     return storage.join(search.folder, "tune")
+
+
+def _delete(search: Search) -> None:
+    """Delete a search, with the runs that its trials are; what they have published stays."""
+    known = runs.list_runs(search.root)
+    for trial_id in storage.names(storage.join(search.folder, "trials")):
+        if (name := run_name(search.name, trial_id)) in known:
+            runs.delete_run(search.root, name, force=True)
+    storage.delete(search.folder)
 
 
 def _path(search: Search) -> str:
