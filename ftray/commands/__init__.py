@@ -147,13 +147,15 @@ def preview(run: str, overrides: Sequence[str] = (), *, count: int = 3) -> "list
     from ftray.config.data import sources_of
     from ftray.config.run import load_run
     from ftray.data.preview import preview_rows
+    from ftray.data.sources import check_sources
     from ftray.model.base import fetch
     from ftray.storage import storage_root
 
     config = load_run(Path(run), overrides)
+    sources = sources_of(config.data.train)
+    check_sources(sources, config.data)  # before a model is fetched
     folder = fetch(config.model, storage_root(config.storage))
     trust = config.model.trust_remote_code
-    sources = sources_of(config.data.train)
     return preview_rows(sources, config.data, folder, count, trust_remote_code=trust)
 
 

@@ -24,9 +24,8 @@ def plan(found: "Plan") -> RenderableType:
 
 def _plan_facts(found: "Plan") -> dict[str, str]:
     batch = found.batch
-    made = (
-        f"{batch.workers} workers × {batch.micro} micro-batch × {batch.accumulation} accumulation"
-    )
+    workers = f"{batch.workers} worker{'s' if batch.workers > 1 else ''}"
+    made = f"{workers} × {batch.micro} micro-batch × {batch.accumulation} accumulation"
     facts = {
         "global batch": f"{batch.size} {batch.unit} = {made}",
         "tokens a step": f"at most {batch.max_tokens:,}",

@@ -4,12 +4,20 @@ from glob import glob
 from pathlib import Path
 
 from ftray.config.data import SourceConfig, sources_of
+from ftray.config.paths import is_path
 from ftray.config.run import FullConfig, LoraConfig, RunConfig
 
 
 def advice(config: RunConfig) -> tuple[str, ...]:
     """Return one sentence for each doubtful setting, with the setting to try."""
-    return tuple([*_about_rates(config), *_about_steps(config), *_about_data(config)])
+    about = (_about_model, _about_rates, _about_steps, _about_data)
+    return tuple(sentence for look in about for sentence in look(config))
+
+
+def _about_model(config: RunConfig) -> list[str]:
+    name = config.model.name
+    is_gone = is_path(name) and not Path(name).expanduser().is_dir()
+    return [f"model.name: no folder at {name}"] if is_gone else []
 
 
 def _about_rates(config: RunConfig) -> list[str]:

@@ -18,6 +18,7 @@ from ftray.data.reading.files import RANGE_BYTES
 from ftray.data.report.page import page
 from ftray.data.report.quality import BadRow, BadRows, Quality, RowSet, measure
 from ftray.data.report.verdict import Verdict, judge
+from ftray.data.sources import check_sources
 from ftray.data.tokens.cache import ShardCache
 from ftray.data.tokens.manifest import REPORT, find_manifest, find_token_set
 from ftray.data.tokens.pipeline import Job, make_all, plan_tokens
@@ -71,12 +72,15 @@ def examine(
 
 
 def _jobs(config: RunConfig, root: str) -> tuple[Job, Job | None]:
-    folder = fetch(config.model, root)
     lenient = config.data.model_copy(update={"on_bad_row": "drop"})
+    named = [sources_of(config.data.train), sources_of(config.data.eval)]
+    for sources in named:
+        check_sources(sources, lenient)  # before a model is fetched
+    folder = fetch(config.model, root)
     trust = config.model.trust_remote_code
     jobs = [
         plan_tokens(sources, lenient, folder, root, trust_remote_code=trust)
-        for sources in (sources_of(config.data.train), sources_of(config.data.eval))
+        for sources in named
         if sources
     ]
     return jobs[0], jobs[1] if len(jobs) > 1 else None

@@ -109,6 +109,15 @@ def test_a_wrong_command_line_is_explained_on_stderr(
     assert hint in told
 
 
+@pytest.mark.parametrize("verb", ["preview", "check"])
+def test_data_that_is_not_there_is_told_before_a_model_is_fetched(
+    capsys: pytest.CaptureFixture[str], run_file: str, verb: str
+):
+    changes = ("data.train=gone.csv", "model.name=./gone")
+    told = refusal(capsys, "data", verb, run_file, *changes, code=3)
+    assert "gone.csv: no such file" in told
+
+
 def test_check_tells_config_batches_memory_and_warnings(
     capsys: pytest.CaptureFixture[str], run_file: str
 ):

@@ -213,6 +213,7 @@ def test_nothing_is_invented_for_an_unknown_model_or_cluster():
         ({"checkpoint__every_steps": 200}, "checkpoint.every_steps=200"),
         ({"eval__every_steps": 200}, "eval.every_steps=200"),
         ({"model__trust_remote_code": True}, "Python code of"),
+        ({"model__name": "./gone"}, "model.name: no folder at ./gone"),
         ({"data__eval": "gone.jsonl"}, "data.eval: nothing at gone.jsonl"),
         ({"data__chat_template": "gone.jinja"}, "data.chat_template: no file at gone.jinja"),
         ({"adapter.target": ["q_prj", "mlp.up_proj"]}, "is called 'q_prj'; did you mean 'q_proj'?"),
