@@ -8,9 +8,9 @@ from ftray.errors import ConfigError
 CLUSTER_FILES = Path(__file__).parents[3] / "cluster"
 
 
-@pytest.mark.parametrize("path", sorted(CLUSTER_FILES.glob("*.yaml")), ids=lambda path: path.name)
-def test_cluster_files_are_valid(path: Path):
-    assert isinstance(load_cluster(path), ClusterConfig)
+@pytest.mark.parametrize("name", ["local.yaml", "remote.yaml"])
+def test_cluster_files_are_valid(name: str):
+    assert isinstance(load_cluster(CLUSTER_FILES / name), ClusterConfig)
 
 
 @pytest.mark.parametrize("address", ["local", "auto", "10.0.0.1:6379", "ray://head.example:10001"])
