@@ -25,7 +25,7 @@ TOP_LEVEL = {
     *(".gitignore", ".gitattributes", ".dockerignore", ".pre-commit-config.yaml"),
 }
 LIGHT = (
-    *("errors", "config.run", "config.cluster", "storage", "registry", "runs"),
+    *("errors", "config.run", "config.cluster", "storage", "registry", "runs", "searches"),
     *("garbage.sweep", "model.shape", "train.plan", "commands", "cli"),
 )
 HEAVY = ("torch", "ray", "transformers", "peft")

@@ -59,6 +59,15 @@ class Ledger:
         """Whether the trial is known."""
         return trial_id in self._records
 
+    @property
+    def newest_states(self) -> dict[str, str]:
+        """Where each trial is saved as it was last."""
+        return {
+            trial_id: record.saved[max(record.saved, key=int)]
+            for trial_id, record in self._records.items()
+            if record.saved
+        }
+
     def began(self, trial_id: str, values: dict[str, object]) -> None:
         """Note that a trial runs, for the first time or again."""
         known = self._records.get(trial_id)
@@ -103,6 +112,12 @@ class Ledger:
         for trial_id in [one for one in self._records if one not in trial_ids]:
             del self._records[trial_id]
             storage.delete(trial_folder(self._rules.folder, trial_id))
+
+    def stop_rest(self) -> None:
+        """Note that trials which still train were stopped: Ray Tune does not tell of them."""
+        for result in self.results:
+            if result.state == "running":
+                self.over(result.id, "stopped")
 
     def close(self) -> None:
         """Wait until old states are deleted."""

@@ -56,7 +56,11 @@ class Stage:
         desk.on_leave, desk.check = hosts.leave, hosts.check
         open_desk(desk)
         trial = tune.with_parameters(
-            HostedTrial, hosts=hosts.handles, space=space, rules=self.rules
+            HostedTrial,
+            hosts=hosts.handles,
+            space=space,
+            rules=self.rules,
+            newest=self._ledger.newest_states,
         )
         try:
             with self._screen.shown(), patient():
@@ -64,6 +68,7 @@ class Stage:
             if desk.failure is not None:
                 raise desk.failure
             self._ledger.keep_only(known)
+            self._ledger.stop_rest()  # by the budget
         except KeyboardInterrupt:
             self.is_interrupted = True
         finally:

@@ -3,13 +3,14 @@
 import json
 import time
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ray
 from ray import tune
 from ray.exceptions import RayActorError
 
+from ftray import storage
 from ftray.config.space import Space, drawn
 from ftray.errors import TrainError, first_line
 from ftray.tune.rungs import Failed, Joined, Report, Rules
@@ -29,10 +30,18 @@ class HostedTrial(tune.Trainable):
         return tune.PlacementGroupFactory([{"CPU": 0.001}])  # of the one that is left for reads
 
     def setup(  # type: ignore[override]  # tune.with_parameters gives the rest
-        self, config: dict[str, Any], hosts: list[Any], space: Space, rules: Rules
+        self,
+        config: dict[str, Any],
+        hosts: list[Any],
+        space: Space,
+        rules: Rules,
+        newest: dict[str, str],
     ) -> None:
-        """Remember whom to ask; the slot is taken at the first step."""
-        self._hosts, self._space, self._rules = hosts, space, rules
+        """Remember whom to ask; the slot is taken at the first step.
+
+        `newest` are the states of each trial that the ledger knew when the driver began.
+        """
+        self._hosts, self._space, self._rules, self._newest = hosts, space, rules, newest
         self._begin(config)
 
     def step(self) -> dict[str, Any]:
@@ -58,10 +67,16 @@ class HostedTrial(tune.Trainable):
         Path(checkpoint_dir, _POINTER).write_text(json.dumps(pointer), encoding="utf-8")
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Go on from a saved state, which may be another trial's."""
+        """Go on from a saved state, which may be another trial's.
+
+        It may be deleted: a driver that was killed had noted later ones, and Ray Tune had not.
+        """
         self._leave()
         pointer = json.loads(Path(checkpoint, _POINTER).read_text(encoding="utf-8"))
         self._state = pointer["state"]
+        if not storage.exists(storage.join(self._state, storage.RECORD)):
+            trial_id = PurePosixPath(self._state).parent.name
+            self._state = self._newest.get(trial_id, self._state)
         self._tokens, self._seconds = pointer["tokens"], pointer["seconds"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -101,6 +101,16 @@ def test_trials_that_ray_tune_does_not_know_are_forgotten(opened: Open, tmp_path
     assert not Path(trial_folder(str(tmp_path), "b")).exists()
 
 
+def test_trials_that_train_when_the_budget_is_spent_are_stopped(opened: Open, tmp_path: Path):
+    ledger = opened()
+    for trial in ("a", "b"):
+        ledger.began(trial, VALUES)
+        report(ledger, trial, 2, 1.0, str(tmp_path))
+    ledger.over("a", "finished")
+    ledger.stop_rest()
+    assert [result.state for result in ledger.results] == ["finished", "stopped"]
+
+
 def test_a_record_is_json_that_others_can_read(opened: Open, tmp_path: Path):
     ledger = opened()
     ledger.began("a", VALUES)
