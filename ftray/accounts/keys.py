@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from ftray.accounts.audit import Actor, note
 from ftray.accounts.database import Database
 from ftray.accounts.grant import Grant, Key, check_grant
 from ftray.accounts.secret import new_secret
@@ -31,6 +32,7 @@ def create_key(database: Database, grant: Grant) -> tuple[Key, str]:
     )
     with database.writing() as session:
         session.add(row)
+        note(session, Actor(grant.project), "key.create", secret.id)
     return key_of(row), secret.text
 
 
@@ -45,6 +47,7 @@ def revoke_key(database: Database, id: str) -> Key:
     with database.writing() as session:
         row = find_key(session, id)
         row.revoked = row.revoked or time.time()
+        note(session, Actor(row.project), "key.revoke", id)
         return key_of(row)
 
 

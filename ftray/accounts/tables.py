@@ -2,10 +2,13 @@
 
 from datetime import date
 
-from sqlalchemy import JSON, BigInteger, Double, String, Text
+from sqlalchemy import JSON, BigInteger, Double, Integer, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ftray.accounts.database import Base
+
+# SQLite counts up by itself only what it calls INTEGER
+Counter = BigInteger().with_variant(Integer, "sqlite")
 
 
 class KeyRow(Base):
@@ -52,3 +55,30 @@ class TakingRow(Base):
     minute: Mapped[int] = mapped_column(BigInteger, primary_key=True)  # unix seconds // 60
     requests: Mapped[int] = mapped_column(BigInteger)
     tokens: Mapped[int] = mapped_column(BigInteger)
+
+
+class ProjectRow(Base):
+    """A project whose shares are not the default ones; null: no limit."""
+
+    __tablename__ = "projects"
+
+    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    created: Mapped[float] = mapped_column(Double)
+    running_jobs: Mapped[int | None] = mapped_column(BigInteger)
+    gpus: Mapped[float | None] = mapped_column(Double)
+    storage_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    files: Mapped[int | None] = mapped_column(BigInteger)
+    queued_jobs: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class AuditRow(Base):
+    """Something that somebody changed; rows are only ever added."""
+
+    __tablename__ = "audit"
+
+    number: Mapped[int] = mapped_column(Counter, primary_key=True)
+    at: Mapped[float] = mapped_column(Double)
+    project: Mapped[str] = mapped_column(String(100), index=True)
+    key: Mapped[str] = mapped_column(String(12))  # empty: the command line, or no key was needed
+    action: Mapped[str] = mapped_column(String(40))
+    object: Mapped[str] = mapped_column(Text)  # its id

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftray.commands.keys import NewKey, create_key, list_keys, list_usage, revoke_key
+from ftray.commands.projects import audit_log, list_projects, set_project
 from ftray.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -30,7 +31,16 @@ if TYPE_CHECKING:
     from ftray.tune.search import Found
 
 
-__all__ = ["NewKey", "create_key", "list_keys", "list_usage", "revoke_key"]
+__all__ = [
+    "NewKey",
+    "audit_log",
+    "create_key",
+    "list_keys",
+    "list_projects",
+    "list_usage",
+    "revoke_key",
+    "set_project",
+]
 
 
 @dataclass(frozen=True)

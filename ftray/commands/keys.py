@@ -23,7 +23,7 @@ def create_key(grant: "Grant", *, storage: str | None = None) -> NewKey:
     """Make an API key; its secret cannot be had again."""
     from ftray.accounts import keys
 
-    with _accounts(storage) as database:
+    with accounts(storage) as database:
         key, secret = keys.create_key(database, grant)
         return NewKey(key, secret, str(database))
 
@@ -32,7 +32,7 @@ def list_keys(*, storage: str | None = None) -> "list[Key]":
     """Return all API keys that ever were, the oldest first, without their secrets."""
     from ftray.accounts import keys
 
-    with _accounts(storage) as database:
+    with accounts(storage) as database:
         return keys.list_keys(database)
 
 
@@ -40,7 +40,7 @@ def revoke_key(id: str, *, storage: str | None = None) -> "Key":
     """Let an API key open nothing any more; running servers know of it within seconds."""
     from ftray.accounts import keys
 
-    with _accounts(storage) as database:
+    with accounts(storage) as database:
         return keys.revoke_key(database, id)
 
 
@@ -54,11 +54,12 @@ def list_usage(
     """Sum up what was used, by key and model, in the last `days` (UTC, with today; None: ever)."""
     from ftray.accounts import ledger
 
-    with _accounts(storage) as database:
+    with accounts(storage) as database:
         return ledger.list_usage(database, key=key, days=days, daily=daily)
 
 
-def _accounts(storage: str | None) -> "closing[Database]":
+def accounts(storage: str | None) -> "closing[Database]":
+    """Open the database of a storage root for a block's time."""
     from ftray.accounts.database import open_database
     from ftray.accounts.url import database_url
     from ftray.storage import storage_root

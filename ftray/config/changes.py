@@ -10,6 +10,7 @@ from ftray.config.run import RunConfig
 _WITHOUT_EFFECT = (
     "scaling.",
     "checkpoint.",
+    "publish.",
     "tracking",
     "storage",
     "eval.samples",

@@ -187,6 +187,17 @@ class CheckpointConfig(Config):
     """The newest ones; the best one by eval loss stays besides."""
 
 
+class PublishConfig(Config):
+    """What the registry gets of a finished run, and who may call it."""
+
+    checkpoints: bool = False
+    """Each kept checkpoint becomes a version too, before the result; each costs an export."""
+    project: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    """Only this project's API keys may call it; null: every key."""
+    model: Annotated[str, Field(pattern=r"^ft:[^:\s]+:[^:\s]*:[^:\s]*:[a-z0-9]{8}$")] | None = None
+    """What clients call it besides its name; the fine-tuning service sets it."""
+
+
 class RunConfig(Config):
     """One fine-tuning run."""
 
@@ -199,6 +210,7 @@ class RunConfig(Config):
     eval: EvalConfig = EvalConfig()
     scaling: ScalingConfig = ScalingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    publish: PublishConfig = PublishConfig()
     tracking: list[Tracker] = Field(default_factory=_TENSORBOARD.copy)
     """Where curves are sent; metrics.jsonl is always written."""
     storage: str | None = None

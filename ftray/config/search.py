@@ -199,10 +199,15 @@ def load_search(path: Path, run: RunConfig, overrides: Sequence[str] = ()) -> Se
     draws = {key: changes.pop(key) for key in list(changes) if key.startswith("space.")}
     tree = _anchored(apply(tree, changes), Path.cwd())
     tree = _with_draws(tree, {key.removeprefix("space."): draw for key, draw in draws.items()})
-    search = validated(SearchConfig, tree, source=str(path))
-    space = checked_space(search.space, run, str(path))
+    return check_search(tree, run, str(path))
+
+
+def check_search(tree: Tree, run: RunConfig, source: str) -> SearchConfig:
+    """Read a space file's tree, and check its space against the run that it varies."""
+    search = validated(SearchConfig, tree, source=source)
+    space = checked_space(search.space, run, source)
     search = search.model_copy(update={"space": space, "name": search.name or run.name})
-    _check_run(search, run, path)
+    _check_run(search, run, source)
     return search
 
 
@@ -220,7 +225,7 @@ def is_packed(search: SearchConfig, run: RunConfig) -> bool:
     )
 
 
-def _check_run(search: SearchConfig, run: RunConfig, path: Path) -> None:
+def _check_run(search: SearchConfig, run: RunConfig, path: str) -> None:
     why = needs_ordinary(search.space, run)
     if search.trials == "packed" and why:
         raise ConfigError(f"{path}: {why}", "set trials: ordinary, or leave trials out")
@@ -234,7 +239,7 @@ def _check_run(search: SearchConfig, run: RunConfig, path: Path) -> None:
         )
 
 
-def _check_pbt(search: SearchConfig, why: str, path: Path) -> None:
+def _check_pbt(search: SearchConfig, why: str, path: str) -> None:
     if why:
         raise ConfigError(
             f"{path}: scheduler: pbt copies adapter slots, and {why}", "choose another scheduler"

@@ -81,6 +81,33 @@ class ReplicasConfig(Config):
         return self
 
 
+class FilesConfig(Config):
+    """What only the service reads (`ftray up`): what may be uploaded.
+
+    How much of it in all is a project's: `ftray projects set`.
+    """
+
+    max_bytes: PositiveInt = 512 * 2**20
+    """Of one file; it is streamed, so more costs disk and time alone."""
+    max_rows: PositiveInt = 1_000_000
+    """Lines of one file."""
+
+
+class JobsConfig(Config):
+    """What only the service reads: its queue, and how fine-tuning jobs are run."""
+
+    running: PositiveInt = 4
+    """Jobs at once, over all projects; more share the cluster's CPUs and GPUs, or wait for them."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """Of a job's workers, and so their threads: more is faster without GPUs, and fewer jobs fit."""
+    max_failures: Annotated[int, Field(ge=0)] = 5
+    """Losses of a driver, of the cluster or of the storage that a job survives."""
+    retry_seconds: PositiveFloat = 5.0
+    """Before it is started again; twice as long each time, at most 5 minutes."""
+    keep_runs_days: PositiveFloat = 30.0
+    """After a job's end its run's folder goes; its model, events and numbers stay."""
+
+
 class ServeConfig(Config):
     """One base model with all adapters of a storage root that were made for it."""
 
@@ -97,6 +124,8 @@ class ServeConfig(Config):
     """For a whole answer, its waiting included."""
     otlp: str | None = None
     """OpenTelemetry's collector (http://host:4318), told of each request; needs ftray[otel]."""
+    files: FilesConfig = Field(default_factory=FilesConfig)
+    jobs: JobsConfig = Field(default_factory=JobsConfig)
 
 
 class HttpConfig(Config):
@@ -142,11 +171,12 @@ def _from_serve(path: Path) -> Tree:
     if not isinstance(applications, list) or len(applications) != 1:
         raise ConfigError(f"{path}: expected one entry in 'applications'", _HINT)
     [application] = applications
-    if application.get("import_path") != IMPORT_PATH:
+    if application.get("import_path") not in (IMPORT_PATH, _ANSWERS_ONLY):
         raise ConfigError(f"{path}: expected import_path: {IMPORT_PATH}", _HINT)
     options: dict[str, Any] = tree.get("http_options") or {}
     http = {key: options[key] for key in ("host", "port") if key in options}
     return {"http": http, "app": application.get("args") or {}}
 
 
-IMPORT_PATH = "ftray.serve.app:build"
+IMPORT_PATH = "ftray.service.app:build"
+_ANSWERS_ONLY = "ftray.serve.app:build"  # what `ftray serve` runs, whichever of them a file names

@@ -63,6 +63,9 @@ class AdapterRecord(Record):
     metrics: dict[str, float | None] = field(default_factory=dict)
     config: dict[str, Any] | None = None  # the resolved run config; None for an imported adapter
     search: FoundBy | None = None  # None: it was not found by a search
+    project: str | None = None  # whose keys may call it; None: everybody's
+    model: str | None = None  # what clients call it, as `ft:…`; None: by its name
+    checkpoint: int | None = None  # the step that it was saved at on the way; None: the result
     version: int = 0
     files: dict[str, str] = field(default_factory=dict)  # name → sha256
     digest: str = ""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import ray
 from fastapi import FastAPI
@@ -32,6 +33,11 @@ _INGRESS_REQUESTS = 2000  # at once; engines refuse much earlier, and say so in 
 
 def build(args: ServeConfig) -> Application:
     """Build the application; Serve calls it with `args` of its config file."""
+    return application(args, Api)
+
+
+def application(args: ServeConfig, api: Any, *behind: Application) -> Application:
+    """Build the application of an ingress, which is given the engines and what else it needs."""
     open_spans(args.otlp).close()  # raises here rather than in every replica
     engine, replicas = args.engine, args.replicas
     engines = serve.deployment(EngineReplica).options(  # type: ignore[attr-defined]  # as a decorator's
@@ -49,7 +55,7 @@ def build(args: ServeConfig) -> Application:
         health_check_timeout_s=30,
         logging_config=_QUIET,
     )
-    api = serve.deployment(Api).options(  # type: ignore[attr-defined]  # the same
+    ingress = serve.deployment(api).options(  # type: ignore[attr-defined]  # the same
         name="Api",
         ray_actor_options={"num_cpus": 0.1},
         max_ongoing_requests=_INGRESS_REQUESTS,
@@ -57,12 +63,11 @@ def build(args: ServeConfig) -> Application:
         graceful_shutdown_wait_loop_s=0.5,
         logging_config=_QUIET,
     )
-    application: Application = api.bind(args, engines.bind(args))
-    return application
+    built: Application = ingress.bind(args, engines.bind(args), *behind)
+    return built
 
 
-@serve.ingress()
-class Api:
+class Front:
     """The HTTP side: keys, limits, model ids, prompts, streams."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
@@ -72,8 +77,8 @@ class Api:
         database = await asyncio.to_thread(open_database, database_url(root, config.database))
         is_open = config.access == "open_until_first_key"
         self._access = KeyAccess(database, open_until_first_key=is_open)
-        self._database = database
-        self._service = Service(
+        self.root, self.database = root, database
+        self.service = Service(
             engines=Fleet(engines),
             models=RegistryModels(root, base),
             access=self._access,
@@ -84,16 +89,22 @@ class Api:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve asks for the application once this is made."""
         logging.getLogger("ftray.access").setLevel(logging.INFO)
-        return create_api(self._service, self._lifespan)
+        return create_api(self.service, self.lifespan)
 
     @asynccontextmanager
-    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Count while the server runs; at its end everything is written."""
         self._access.start()
         yield
-        self._service.is_draining = True
-        await asyncio.to_thread(self._access.close)  # what was used is written
-        await asyncio.to_thread(self._service.spans.close)
-        self._database.close()
+        self.service.is_draining = True
+        await asyncio.to_thread(self._access.close)
+        await asyncio.to_thread(self.service.spans.close)
+        self.database.close()
+
+
+@serve.ingress()
+class Api(Front):
+    """What `ftray serve` runs."""
 
 
 def _base(config: ServeConfig) -> tuple[Base, str]:

@@ -37,7 +37,7 @@ class Learned:
     """A model that has learned, and what its version's record says of it.
 
     `base` is the folder of the base model's files; `template` is the chat template if the run
-    brought its own; `search` is set where a search found it.
+    brought its own; `search` is set where a search found it, `checkpoint` where it is no result.
     """
 
     config: RunConfig
@@ -46,6 +46,7 @@ class Learned:
     template: str | None
     metrics: dict[str, float | None]
     search: FoundBy | None = None
+    checkpoint: int | None = None
 
 
 def publish_run(config: RunConfig, run: Run, template: str | None) -> AdapterRecord:
@@ -53,16 +54,25 @@ def publish_run(config: RunConfig, run: Run, template: str | None) -> AdapterRec
 
     The best checkpoint by eval loss is taken, the newest where there was no evaluation. `template`
     is the chat template if the run brought its own. It takes the memory of two base models: ours,
-    and the one that the export is loaded onto.
+    and the one that the export is loaded onto. With `publish.checkpoints` the others come first.
     """
-    chosen = _chosen(run)
+    sound = _sound(run)
+    chosen = _chosen(sound)
     folder = fetch(config.model, run.root)
     attached = load_for_training(config, folder, _device())
-    with patient():
-        checkpoint.load(run, chosen, attached.trainable)
-        metrics = {"step": float(chosen.step), **chosen.metrics}
-        learned = Learned(config, attached, folder, template, metrics)
-        return publish_learned(run.root, run.name, learned)
+
+    def published(record: CheckpointRecord, *, is_result: bool) -> AdapterRecord:
+        with patient():
+            checkpoint.load(run, record, attached.trainable)
+            metrics = {"step": float(record.step), **record.metrics}
+            step = None if is_result else record.step
+            learned = Learned(config, attached, folder, template, metrics, checkpoint=step)
+            return publish_learned(run.root, run.name, learned)
+
+    others = {record.step: record for record in reversed(sound) if record.step != chosen.step}
+    for record in others.values() if config.publish.checkpoints else ():
+        published(record, is_result=False)
+    return published(chosen, is_result=True)
 
 
 def publish_learned(root: str, name: str, learned: Learned) -> AdapterRecord:
@@ -116,11 +126,16 @@ def merge_published(root: str, ref: str, out: Path, dtype: str) -> float:
     return merge(adapter, fetch(model, root), out, model)
 
 
-def _chosen(run: Run) -> CheckpointRecord:
+def _sound(run: Run) -> list[CheckpointRecord]:
+    """Return the checkpoints that can be loaded, the furthest first."""
     records = [record for record in runs.checkpoints(run) if not runs.verify(run, record)]
-    best = [record for record in records if record.best]
     if not records:
         raise TrainError(f"run '{run.name}' has no sound checkpoint", "train it again")
+    return records
+
+
+def _chosen(records: list[CheckpointRecord]) -> CheckpointRecord:
+    best = [record for record in records if record.best]
     return (best or records)[0]
 
 
@@ -143,7 +158,8 @@ def _export(learned: Learned, out: Path) -> None:
 def _published(root: str, name: str, learned: Learned, out: Path) -> AdapterRecord:
     files = {file.name: storage.sha256(file) for file in out.iterdir()}
     for record in reversed(registry.versions(root, name)):
-        if record.files == files:  # an earlier attempt was stopped right after publishing
+        is_same = (record.files, record.checkpoint) == (files, learned.checkpoint)
+        if is_same:  # an earlier attempt was stopped right after publishing
             return record
     model, adapter = learned.config.model, learned.config.adapter
     print_of_base = fingerprint(learned.base)
@@ -158,6 +174,9 @@ def _published(root: str, name: str, learned: Learned, out: Path) -> AdapterReco
         metrics=learned.metrics,
         config=learned.config.model_dump(mode="json"),
         search=learned.search,
+        project=learned.config.publish.project,
+        model=learned.config.publish.model,
+        checkpoint=learned.checkpoint,
     )
     return registry.publish(root, out, draft)
 

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 
 from ftray import answers
-from ftray.accounts.grant import SCOPES
+from ftray.accounts.grant import ROLES, SCOPES
 from ftray.config.describe import described
 from ftray.config.serve import ServeConfig
 from ftray.verbs.parts import (
@@ -29,14 +29,17 @@ def add_keys_verbs(top: "Verbs[ArgumentParser]") -> None:
         [
             "ftray keys create support-bot",
             "ftray keys create trial --model my-bot --rpm 60 --tpm 20000 --expires 30d",
-            "ftray keys create ci --scope serve --scope train --project shop --json",
+            "ftray keys create ci --role member --project shop --json",
         ],
     )
     verb.add_argument("name", metavar="NAME", help="whose key it is, for people")
     project = "whose share and whose data it uses (default: default)"
     verb.add_argument("--project", default="default", metavar="PROJECT", help=project)
-    scope = f"what it may do, may be repeated: {', '.join(SCOPES)} (default: serve)"
-    verb.add_argument("--scope", action="append", dest="scopes", metavar="SCOPE", help=scope)
+    what = verb.add_mutually_exclusive_group()
+    role = "inference: call models; member: also upload, train, delete; admin: also the audit log"
+    what.add_argument("--role", choices=sorted(ROLES), help=f"{role} (default: inference)")
+    scope = f"the same in parts, may be repeated: {', '.join(SCOPES)}"
+    what.add_argument("--scope", action="append", dest="scopes", metavar="SCOPE", help=scope)
     model = "an adapter that it may call, or base; may be repeated (default: all)"
     verb.add_argument("--model", action="append", dest="models", metavar="NAME", help=model)
     verb.add_argument("--rpm", type=a_count, metavar="N", help="requests a minute (default: any)")

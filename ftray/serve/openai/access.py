@@ -7,6 +7,8 @@ protocols by its shape, and methods take plain values, so that neither room's ty
 from dataclasses import dataclass
 from typing import Protocol
 
+DEFAULT_PROJECT = "default"  # of whoever needs no key
+
 
 class Principal(Protocol):
     """Whose key came with a request."""

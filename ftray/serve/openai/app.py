@@ -19,14 +19,15 @@ from ftray.serve.openai.errors import ApiError, http_error, json_response
 from ftray.serve.openai.identity import authenticate
 from ftray.serve.openai.requests import ChatRequest, CompletionRequest
 from ftray.serve.openai.service import Service
+from ftray.serve.openai.strict import Strict
 from ftray.serve.openai.trace import trace_of
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def create_api(service: Service, lifespan: Lifespan | None = None) -> FastAPI:
+def create_api(service: Service, lifespan: Lifespan | None = None) -> "Api":
     """Build the OpenAI-compatible application over a service; `lifespan` is open while it runs."""
-    api = _Api(
+    api = Api(
         lifespan=lifespan,
         title="ftray",
         version=__version__,
@@ -42,14 +43,16 @@ def create_api(service: Service, lifespan: Lifespan | None = None) -> FastAPI:
     return api
 
 
-class _Api(FastAPI):
+class Api(FastAPI):
     """Bodies are read by our own hand, after the key is known; the schema tells of them here."""
+
+    bodies: tuple[type[Strict], ...] = (ChatRequest, CompletionRequest)
 
     def openapi(self) -> dict[str, Any]:
         """Return the schema of the API."""
         if self.openapi_schema is None:
             schema = super().openapi()
-            modes = [(body, "validation") for body in (ChatRequest, CompletionRequest)]
+            modes = [(body, "validation") for body in self.bodies]
             _, definitions = models_json_schema(
                 modes,  # type: ignore[arg-type]  # a list of pairs is invariant
                 ref_template="#/components/schemas/{model}",

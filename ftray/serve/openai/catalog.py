@@ -17,7 +17,7 @@ async def list_models(service: Service, request: Request) -> Response:
         cards = await service.models.cards()
     except StorageError as error:
         raise model_error(error, "") from None
-    seen = [_json(card) for card in cards if may_see(principal, card.name)]
+    seen = [_json(card) for card in cards if may_see(principal, card.name, card.project)]
     return json_response({"object": "list", "data": seen})
 
 
@@ -28,7 +28,7 @@ async def show_model(service: Service, request: Request, id: str) -> Response:
         card = await service.models.card(id)
     except (RegistryError, ServeError, StorageError) as error:
         raise model_error(error, id) from None
-    if not may_see(principal, card.name):
+    if not may_see(principal, card.name, card.project):
         raise no_model(id)
     return json_response(_json(card))
 
@@ -40,7 +40,7 @@ async def delete_model(service: Service, request: Request, id: str) -> Response:
         card = await service.models.card(id)
     except (RegistryError, ServeError, StorageError) as error:
         raise model_error(error, id) from None
-    if not may_see(principal, card.name):
+    if not may_see(principal, card.name, card.project):
         raise no_model(id)
     try:
         await service.models.delete(id)
@@ -48,6 +48,8 @@ async def delete_model(service: Service, request: Request, id: str) -> Response:
         raise ApiError(INVALID, error.message, "model") from None
     except StorageError as error:
         raise model_error(error, id) from None
+    if service.on_delete is not None:
+        await service.on_delete(principal, card.version or id)
     return json_response({"id": id, "object": "model", "deleted": True})
 
 

@@ -3,7 +3,7 @@
 from starlette.requests import Request
 
 from ftray.errors import RegistryError, ServeError, StorageError
-from ftray.serve.openai.access import Principal
+from ftray.serve.openai.access import DEFAULT_PROJECT, Principal
 from ftray.serve.openai.errors import (
     DRAINING,
     NO_KEY,
@@ -47,14 +47,22 @@ async def find_model(service: Service, principal: Principal, id: str, sticky: st
         resolved = await service.models.resolve(id, sticky)
     except (RegistryError, ServeError, StorageError) as error:
         raise model_error(error, id) from None
-    if not may_see(principal, resolved.record.name if resolved.record else "base"):
+    record = resolved.record
+    is_seen = (
+        may_see(principal, record.name, record.project) if record else may_see(principal, "base")
+    )
+    if not is_seen:
         raise no_model(id)
     return resolved
 
 
-def may_see(principal: Principal, name: str) -> bool:
-    """Say whether a key may know of an adapter, by its name; `base` is the base model."""
-    return principal.models is None or name in principal.models
+def may_see(principal: Principal, name: str, project: str | None = None) -> bool:
+    """Say whether a key may know of an adapter, by its name and the project that owns it.
+
+    `base` is the base model. Who needs no key is of the default project.
+    """
+    is_own = project is None or project == (principal.project or DEFAULT_PROJECT)
+    return is_own and (principal.models is None or name in principal.models)
 
 
 def no_model(id: str) -> ApiError:

@@ -2,6 +2,8 @@
 
 An id is the base's name, `name` (the latest version), `name@3`, `name@alias`, or
 `ft:<base>:<organization>:<name>:<first 8 of the digest>`. An alias may be split between versions.
+What the service made is `ft:<base>:<project>:<suffix>:<8 letters of the job>`,
+and checkpoints have it with `:ckpt-step-<n>` behind.
 """
 
 import asyncio
@@ -131,21 +133,23 @@ class RegistryModels:
         return _Meaning(pointer.targets, records, pointer.shadow)
 
     def _look_up_tuned(self, id: str) -> _Meaning:
-        match = re.fullmatch(r"ft:[^:]+:[^:]*:(?P<name>[^:]+):(?P<digest>[0-9a-f]{8})", id)
+        match = _TUNED.fullmatch(id)
         if match is None:
             raise RegistryError(f"no model '{id}'", "ft:<base>:<organization>:<name>:<digest>")
-        registry.check_adapter_name(match["name"])
-        for record in registry.versions(self._root, match["name"]):
-            if record.digest.startswith(match["digest"]):
+        name = match["name"] if match["digest"] else f"ft-{match['job']}"
+        registry.check_adapter_name(name)
+        for record in reversed(registry.versions(self._root, name)):
+            if _is_meant(record, match):
                 return _only(record)
         raise RegistryError(f"no model '{id}'")
 
     def _list(self, _: str) -> list[ModelCard]:
-        latest = {record.name: record for record in registry.list_adapters(self._root)}
+        found = registry.list_adapters(self._root)
+        latest = {record.name: record for record in found if record.checkpoint is None}
         served = [record for record in latest.values() if self._is_served(record)]
         cards = [self._base_card()]
         for record in served:
-            cards.append(self._card(record.name, record))
+            cards.append(self._card(record.model or record.name, record))
             numbers = registry.aliases(self._root, record.name)
             records = {each.version: each for each in registry.versions(self._root, record.name)}
             cards += [
@@ -207,8 +211,31 @@ class RegistryModels:
 
     def _card(self, id: str, record: AdapterRecord) -> ModelCard:
         return ModelCard(
-            id, record.name, int(record.created), "ftray", record.base.name, record.ref
+            id,
+            record.name,
+            int(record.created),
+            record.project or "ftray",
+            record.base.name,
+            record.ref,
+            record.project,
         )
+
+
+# The 8 characters of a job begin with a letter that no digest in hex has.
+_TUNED = re.compile(
+    r"(?P<model>ft:[^:]+:[^:]*:(?P<name>[^:]*):(?:(?P<digest>[0-9a-f]{8})|(?P<job>[g-z][a-z0-9]{7})))"
+    r"(?::ckpt-step-(?P<step>[1-9]\d{0,11}))?"
+)
+
+
+def _is_meant(record: AdapterRecord, id: re.Match[str]) -> bool:
+    if id["digest"]:
+        return record.digest.startswith(id["digest"]) and id["step"] is None
+    if record.model != id["model"]:
+        return False
+    if id["step"] is None:
+        return record.checkpoint is None
+    return record.metrics.get("step") == float(id["step"])
 
 
 def _only(record: AdapterRecord) -> _Meaning:

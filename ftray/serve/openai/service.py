@@ -2,13 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from ftray.registry import AdapterRecord
-from ftray.serve.openai.access import Access, OpenAccess
+from ftray.serve.openai.access import Access, OpenAccess, Principal
 from ftray.serve.openai.metrics import Metrics
 from ftray.serve.openai.prompts import Prompts
 from ftray.serve.protocol import AdapterSource, EngineInfo, EngineStats, Generation, Piece
@@ -70,6 +70,7 @@ class ModelCard:
     owned_by: str
     base: str | None = None  # the base's name; None: it is the base
     version: str | None = None
+    project: str | None = None  # whose keys may see it; None: everybody's
 
 
 class Models(Protocol):
@@ -121,4 +122,5 @@ class Service:
     settings: Settings = field(default_factory=Settings)
     clock: Callable[[], float] = time.time
     is_draining: bool = False
+    on_delete: Callable[[Principal, str], Awaitable[None]] | None = None  # told of deleted models
     shadows: set[asyncio.Task[None]] = field(default_factory=set)  # copies that are running

@@ -17,6 +17,7 @@ from ftray.accounts.keys import create_key, list_keys
 from ftray.accounts.tables import KeyRow
 from ftray.accounts.url import database_url
 from ftray.errors import ConfigError, StorageError
+from ftray.service.tables import JobRow
 
 OPEN_AND_CREATE = """
 import sys
@@ -56,6 +57,7 @@ def test_threads_that_open_it_at_once_make_the_tables_once(url: str):
 
 
 def test_the_migrations_make_the_tables_that_the_code_declares(database: Database):
+    assert {KeyRow.__tablename__, JobRow.__tablename__} <= set(Base.metadata.tables)
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Base.metadata) == []
@@ -142,8 +144,8 @@ def test_a_server_that_is_not_there_is_named_without_its_password(tmp_path: Path
     assert "hidden" not in str(raised.value)
 
 
-def test_a_database_that_was_not_created_is_named(server: str):
-    url = sa.make_url(server).set(database="nowhere").render_as_string(hide_password=False)
+def test_a_database_that_was_not_created_is_named(postgres: str):
+    url = sa.make_url(postgres).set(database="nowhere").render_as_string(hide_password=False)
     with pytest.raises(StorageError, match='database "nowhere" does not exist') as raised:
         open_database(url)
     assert "createdb" in raised.value.hint

@@ -94,7 +94,7 @@ def test_a_clock_that_is_behind_sets_no_last_use_back(database: Database):
         (Grant(name="a\nb"), "name has 1 to 100 printable characters"),
         (Grant(name="x" * 101), "name has 1 to 100 printable characters"),
         (Grant(name="a\udcff"), "name has 1 to 100 printable characters"),
-        (Grant(name="a", project="p\0"), "project has 1 to 100 printable characters"),
+        (Grant(name="a", project="p\0"), "a project's name has 1 to 100 printable characters"),
         (Grant(name="a", scopes=("srve",)), "did you mean 'serve'"),
         (Grant(name="a", scopes=()), "may do nothing"),
         (Grant(name="a", models=()), "may do nothing"),

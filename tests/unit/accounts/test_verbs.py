@@ -56,8 +56,28 @@ def test_a_key_is_created_used_listed_and_revoked(capsys: pytest.CaptureFixture[
     assert "revoked" in told(capsys, "list")
 
 
+def test_a_projects_limits_are_set_and_changes_are_logged(
+    capsys: pytest.CaptureFixture[str], either: Path
+):
+    told(capsys, "create", "x", "--project", "shop", "--role", "admin")
+    limits = ["--running", "2", "--gpus", "8", "--gib", "any"]
+    assert main(["projects", "set", "shop", *limits, "--json"]) == 0
+    quota = json.loads(capsys.readouterr().out)["quota"]
+    assert (quota["running_jobs"], quota["gpus"], quota["storage_bytes"]) == (2, 8, None)
+    assert quota["files"] == 1000
+    assert main(["projects", "list"]) == 0
+    found = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert found["shop"] == ["1", "2", "1,000", "8", "1,000", "any"]
+    assert found["default"][0] == "0"
+    assert main(["projects", "log", "shop", "--limit", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[-2:] == ["project.set", "shop"]
+    assert main(["projects", "set", "shop", "--gpus", "-1"]) == 2
+    assert "expected a number or any" in capsys.readouterr().err
+
+
 def test_scripts_get_json(capsys: pytest.CaptureFixture[str], either: Path):
-    made = json.loads(told(capsys, "create", "ci", "--json"))
+    made = json.loads(told(capsys, "create", "ci", "--role", "member", "--json"))
+    assert made["key"]["scopes"] == ["serve", "train"]
     assert made["secret"].startswith(f"ft-{made['key']['id']}-")
     _use(either, made["secret"], "base")
     [key] = json.loads(told(capsys, "list", "--json"))
@@ -79,6 +99,8 @@ def test_before_the_first_key_the_lists_say_so(capsys: pytest.CaptureFixture[str
     [
         (["create"], "required: NAME"),
         (["create", "x", "--scope", "srve"], "did you mean 'serve'?"),
+        (["create", "x", "--role", "owner"], "invalid choice: 'owner'"),
+        (["create", "x", "--role", "admin", "--scope", "serve"], "not allowed with"),
         (["create", "x", "--expires", "30"], "expected minutes, hours or days as in 30d"),
         (["create", "x", "--expires", "٣d"], "expected minutes, hours or days as in 30d"),
         (["create", "x", "--rpm", "0"], "expected a number from 1 on"),

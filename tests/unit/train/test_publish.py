@@ -134,3 +134,21 @@ def test_an_imported_adapter_names_its_base_folder_from_anywhere(
 def test_an_impossible_name_is_refused_before_the_base_is_fetched(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="adapter name 'My Bot'"):
         publish_foreign(str(tmp_path), "My Bot", tmp_path, "./gone")
+
+
+def test_checkpoints_become_versions_before_the_result_and_say_so(learner: Learning, run: Run):
+    model = "ft:org/base:shop:bot:ghij1234"
+    publish = {"checkpoints": True, "project": "shop", "model": model}
+    made = learner({**LORA, "publish": publish})
+    saved = train(run, made, 3, best=2)
+    result = publish_run(made.config, run, None)
+    found = registry.versions(run.root, "tickets")
+    told = [(record.checkpoint, record.metrics["step"], record.project) for record in found]
+    assert told == [(1, 1, "shop"), (3, 3, "shop"), (None, 2, "shop")]
+    assert (result, result.model) == (found[-1], model)
+    for record, step in zip(found, (1, 3, 2), strict=True):
+        folder = Path(registry.adapter_folder(run.root, record))
+        published = load_file(folder / "adapter_model.safetensors")
+        assert all(torch.equal(published[name], saved[step - 1][name]) for name in published)
+    assert publish_run(made.config, run, None) == result
+    assert len(registry.versions(run.root, "tickets")) == 3

@@ -1,4 +1,4 @@
-"""The databases that the tests of accounts run on: SQLite in a file, and a real PostgreSQL."""
+"""The databases that tests run on: SQLite in a file, and a real PostgreSQL."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ NOBODY = "nobody"  # PostgreSQL refuses to run as root
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """A PostgreSQL database: of a server of our own, or `$FTRAY_TEST_DATABASE` (schemas stay)."""
     if given := os.environ.get("FTRAY_TEST_DATABASE"):
         yield given
@@ -43,12 +43,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def new_url(server: str) -> str:
+def new_url(postgres: str) -> str:
     """The PostgreSQL database as if it were empty: a schema is made faster than a database."""
     name = f"test_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(server) as connection:
+    with psycopg.connect(postgres) as connection:
         connection.execute(f"CREATE SCHEMA {name}")
-    return f"{server}{'&' if '?' in server else '?'}options=-csearch_path%3D{name}"
+    return f"{postgres}{'&' if '?' in postgres else '?'}options=-csearch_path%3D{name}"
 
 
 @pytest.fixture

@@ -1,0 +1,58 @@
+"""What runs on the cluster for a job: `ftray train` or `ftray tune`, as the storage root says.
+
+The command is `python -m ftray.service.driver ROOT JOB SUBMISSION`. Its exit codes are ftray's.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from ftray.config.cluster import ClusterConfig
+from ftray.connection import connecting
+from ftray.errors import FtrayError
+from ftray.service.order import Answer, read_order, write_end
+from ftray.train.fit import fit
+from ftray.tune.search import search
+
+logger = logging.getLogger(__name__)
+_BUG, _INTERRUPTED = 1, 130
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Work on a job; return the exit code, and leave it in the storage root."""
+    root, job, submission = arguments
+    _prepare()
+    code, message = 0, ""
+    try:
+        _work(root, job)
+    except FtrayError as error:
+        code, message = error.exit_code, error.message
+        logger.error("%s", error)
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    except Exception:  # the edge of the process: the job has to hear of a bug too
+        code, message = _BUG, "an internal error; the job's log has it"
+        logger.exception("a bug")
+    write_end(root, job, submission, Answer(code, message))
+    return code
+
+
+def _work(root: str, job: str) -> None:
+    order = read_order(root, job)
+    with connecting(ClusterConfig(address="auto")) as connection:
+        if order.search is None:
+            fit(order.run, connection)
+        else:
+            search(order.run, order.search, connection)
+
+
+def _prepare() -> None:
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("ftray").setLevel(logging.INFO)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

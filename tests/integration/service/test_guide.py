@@ -1,0 +1,100 @@
+"""The fine-tuning guide, followed with OpenAI's own client, while processes are killed or not."""
+
+import json
+import time
+from io import BytesIO
+from pathlib import Path
+
+import openai
+import pytest
+
+COLOURS = ("red", "green", "blue", "black")
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"What is the code of {colour}?"},
+            {"role": "assistant", "content": f"{colour.upper()}-{len(colour)}"},
+        ]
+    }
+    for colour in COLOURS
+    for _ in range(4)
+]
+
+
+def follow(client: openai.OpenAI, base: str, epochs: int = 3, **more):
+    """Upload, create a job, follow its events to the end; return the job as it ended."""
+    data = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    file = client.files.create(file=("train.jsonl", BytesIO(data)), purpose="fine-tune")
+    client.files.wait_for_processing(file.id, poll_interval=0.2)
+    job = client.fine_tuning.jobs.create(
+        model=base,
+        training_file=file.id,
+        validation_file=file.id,
+        suffix="codes",
+        seed=1,
+        method={
+            "type": "supervised",
+            "supervised": {"hyperparameters": {"n_epochs": epochs, "batch_size": 8}},
+        },
+        extra_body={"ftray": {"rank": 4, "max_length": 64, **more}},
+    )
+    yield job
+    seen = set()
+    while job.status not in ("succeeded", "failed", "cancelled"):
+        time.sleep(0.5)
+        job = client.fine_tuning.jobs.retrieve(job.id)
+        seen |= {event.id for event in client.fine_tuning.jobs.list_events(job.id, limit=5)}
+        yield job
+    assert job.status == "succeeded", (job.error, seen)
+
+
+@pytest.mark.parametrize("url", ["sqlite", pytest.param("postgresql")], indirect=True)
+def test_the_guide_leads_to_a_model_that_answers(hosted, small_model: Path):
+    client = hosted.client()
+    *_, job = follow(client, str(small_model))
+    hello = [{"role": "user", "content": "What is the code of red?"}]
+    answer = client.chat.completions.create(
+        model=job.fine_tuned_model, messages=hello, max_tokens=4
+    )
+    assert answer.choices[0].message.content
+    events = list(client.fine_tuning.jobs.list_events(job.id))
+    losses = [
+        event.data["train_loss"]
+        for event in events[::-1]
+        if event.data and "train_loss" in event.data
+    ]
+    assert len(losses) == 6
+    checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id))
+    assert [one.step_number for one in checkpoints] == [6, 4, 2]
+    for one in checkpoints:
+        found = client.chat.completions.create(
+            model=one.fine_tuned_model_checkpoint, messages=hello, max_tokens=2
+        )
+        assert found.choices[0].message.content is not None
+    table = client.files.content(job.result_files[0]).text.splitlines()
+    assert len(table) == 7
+    assert job.fine_tuned_model in {model.id for model in client.models.list()}
+    assert client.models.delete(job.fine_tuned_model).deleted
+    assert job.fine_tuned_model not in {model.id for model in client.models.list()}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+def test_api_controller_and_driver_are_killed_and_it_ends_well(hosted, small_model: Path):
+    client = hosted.client(retries=8)
+    victims = ["ServeReplica:ftray:Api", "ServeReplica:ftray:Controller", "ftray.service.driver"]
+    killed = []
+    for job in follow(client, str(small_model), epochs=30):
+        has_steps = any(e.data for e in client.fine_tuning.jobs.list_events(job.id, limit=3))
+        if victims and job.status == "running" and has_steps:
+            killed.append(victims.pop(0))
+            hosted.kill(killed[-1])
+    assert not victims, killed
+    hello = [{"role": "user", "content": "What is the code of red?"}]
+    answer = client.chat.completions.create(model=job.fine_tuned_model, messages=hello)
+    assert answer.choices[0].message.content is not None
+    events = list(client.fine_tuning.jobs.list_events(job.id))
+    steps = [e.data["step"] for e in events[::-1] if e.data and "train_loss" in e.data]
+    assert steps == list(range(1, 61))
+    numbers = [int(event.id.rpartition("-")[2]) for event in events]
+    assert numbers == list(range(len(events), 0, -1))

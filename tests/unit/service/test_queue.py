@@ -1,0 +1,70 @@
+"""Who is next, and what an end means: as pure functions."""
+
+import pytest
+
+from ftray.accounts.grant import Quota
+from ftray.service.outcome import Data, End, Retrying, judge
+from ftray.service.queue import Busy, Waiting, next_job
+
+NONE = Quota(running_jobs=None, gpus=None)
+DATA = Data("/data", "aa.jsonl", "bb.jsonl")
+
+
+def waiting(id, project="a", *, priority=0, created=0.0, gpus=0.0, not_before=0.0):
+    return Waiting(id, project, priority, created, gpus, not_before)
+
+
+def test_the_project_with_the_fewest_running_jobs_is_next_then_the_one_that_waited_longest():
+    queue = [waiting("1"), waiting("2", "b"), waiting("3", "c")]
+    busy = [Busy("a", 0)]
+    assert next_job(queue, busy, {}, {"b": 5.0, "c": 4.0}, 9.0) == "3"
+    assert next_job(queue, busy, {}, {"c": 4.0}, 9.0) == "2"
+    assert next_job(queue[:1], busy, {}, {}, 9.0) == "1"
+    assert next_job([], busy, {}, {}, 9.0) is None
+
+
+def test_within_a_project_priority_decides_then_age_and_who_has_failed_waits():
+    queue = [waiting("old", created=1), waiting("new", created=2, priority=1)]
+    assert next_job(queue, [], {}, {}, 9.0) == "new"
+    queue = [waiting("failed", not_before=10.0), waiting("other", created=5)]
+    assert next_job(queue, [], {}, {}, 9.0) == "other"
+    assert next_job(queue[:1], [], {}, {}, 9.0) is None
+
+
+def test_a_share_of_gpus_holds_up_its_own_project_alone():
+    quotas = {"a": Quota(gpus=4), "b": NONE}
+    queue = [waiting("large", gpus=3), waiting("small", created=1), waiting("b", "b", gpus=9)]
+    assert next_job(queue, [Busy("a", 2)], quotas, {}, 9.0) == "b"
+    assert next_job(queue[:2], [Busy("a", 2)], quotas, {}, 9.0) is None
+    assert next_job(queue[:2], [Busy("a", 1)], quotas, {}, 9.0) == "large"
+
+
+@pytest.mark.parametrize("code", [2, 3, 5, 6, 1, 0])
+def test_a_mistake_fails_at_once(code):
+    verdict = judge(End(code, "no", False, "run"), Retrying(0, 5, 1.0), DATA)
+    assert verdict.status == "failed"
+
+
+@pytest.mark.parametrize("code", [4, 8, 130, 137, -9, None])
+def test_what_may_pass_is_tried_again_later_and_later_but_not_for_ever(code):
+    end = End(code, "away", False, "run")
+    delays = [judge(end, Retrying(n, 9, 1.0), DATA).retry_after for n in range(10)]
+    assert delays == [1, 2, 4, 8, 16, 32, 64, 128, 256, 0]
+    assert judge(end, Retrying(9, 9, 1.0), DATA).status == "failed"
+    assert judge(End(code, "", False, "pause"), Retrying(0, 9, 1.0), DATA).status == "paused"
+    assert judge(End(code, "", True, "cancel"), Retrying(0, 9, 1.0), DATA).status == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "message"),
+    [
+        ("/data/files/aa.jsonl line 7: no 'x'", "invalid_training_file", "Line 7: no 'x'"),
+        ("/data/files/bb.jsonl line 7: no 'x'", "invalid_validation_file", "Line 7: no 'x'"),
+        ("aa.jsonl: it is empty", "invalid_training_file", "it is empty"),
+        ("3 rows are odd", "invalid_training_file", "3 rows are odd"),
+    ],
+)
+def test_what_is_wrong_with_data_is_told_with_its_line_and_without_paths(said, code, message):
+    error = judge(End(3, said, False, "run"), Retrying(0, 5, 1.0), DATA).error
+    assert error is not None
+    assert (error["code"], error["message"]) == (code, message)
