@@ -17,6 +17,8 @@ _WITHOUT_EFFECT = (
     "eval.sample_tokens",
     "train.micro_batch_size",
     "train.activation_checkpointing",
+    "train.compile",
+    "train.objective",
 )
 
 

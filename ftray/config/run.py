@@ -49,6 +49,9 @@ class LoraConfig(Config):
     """Scale by alpha/√rank, so that ranks above 32 keep learning (arXiv:2312.03732)."""
     init_from: str | None = None
     """Go on from a published adapter (`name` or `name@version`) of the same shape and base."""
+    base_precision: Literal["auto", "same", "fp8"] = "auto"
+    """What the frozen base is kept in; auto: what is computed in. fp8 is faster on GPUs that
+    multiply 8-bit floats (Hopper and newer), takes as much memory as bf16, and rounds more."""
 
     @property
     def scaling(self) -> float:
@@ -60,6 +63,8 @@ class QloraConfig(LoraConfig):
     """LoRA over a base kept in 4-bit NormalFloat (Dettmers et al. 2023, arXiv:2305.14314)."""
 
     method: Literal["qlora"] = "qlora"  # type: ignore[assignment]  # narrows the tag of the union
+    base_precision: Literal["auto", "nf4"] = "auto"  # type: ignore[assignment]  # narrows it
+    """Always 4 bits: the least memory, each product a little slower."""
     double_quantization: bool = True
     """Quantize the block scales too: 0.37 bits a weight less, no measurable loss (§3)."""
 
@@ -102,10 +107,15 @@ class TrainConfig(Config):
     """adamw_8bit keeps its two moments in a byte each: matters for full, hardly for LoRA."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """The averaging of AdamW's two moments; 0.95 for the second forgets spikes sooner."""
-    activation_checkpointing: bool = False
-    """Compute each layer twice and keep only its input: a third slower, much less memory."""
-    compile: bool = False
-    """torch.compile per layer: faster steps on GPUs after minutes of compiling."""
+    activation_checkpointing: bool | Literal["auto"] = "auto"
+    """Compute each layer twice and keep only its input: a third slower, much less memory.
+    auto: where it is needed to fit, or where the objective is memory."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile per layer: fused kernels, after up to a minute of compiling. auto: on a GPU,
+    unless `max_steps` is below 20."""
+    objective: Literal["speed", "memory"] = "speed"
+    """What `auto` settles for: the fastest micro-batch that fits, or the least memory at which a
+    GPU is still busy."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides the order of rows, the adapter's first weights and dropout."""
 
@@ -249,6 +259,20 @@ class RunConfig(Config):
             )
         if self.eval.patience and not (self.data.eval or self.data.eval_fraction):
             raise ValueError("eval.patience needs data.eval or data.eval_fraction")
+        return self
+
+    @model_validator(mode="after")
+    def _base_can_be_sharded(self) -> Self:
+        match self.adapter:
+            case LoraConfig(base_precision="fp8") if self.strategy == "fsdp":
+                raise ValueError(
+                    "adapter.base_precision=fp8 is not sharded: set scaling.strategy=ddp, or"
+                    " adapter.base_precision=same"
+                )
+            case LoraConfig(base_precision="fp8") if self.model.dtype == "float32":
+                raise ValueError(
+                    "adapter.base_precision=fp8 computes in bfloat16: leave model.dtype"
+                )
         return self
 
     @model_validator(mode="after")

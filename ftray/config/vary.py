@@ -33,11 +33,13 @@ _WITHOUT_EFFECT = {
     "train.micro_batch_size",
     "train.activation_checkpointing",
     "train.compile",
+    "train.objective",
     "model.trust_remote_code",
 }
 _OWN_BASE = {
     "adapter",
     "adapter.method",
+    "adapter.base_precision",
     "adapter.double_quantization",
     "adapter.init_from",
     "train.optimizer",

@@ -1,6 +1,6 @@
 """Turn a base model into one that trains: adapters beside its linear layers, or all its weights."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ftray.config.run import AdapterConfig, FullConfig, LoraConfig, QloraConfig
 from ftray.errors import ModelError, did_you_mean
 from ftray.model.base import output_layer
+from ftray.model.fp8 import Fp8Linear, fits_fp8, multiplies_fp8
 from ftray.model.lora import Routing, Slot, StackedLoraLinear
 from ftray.model.nf4 import Nf4Linear
 
@@ -48,11 +49,25 @@ def attach(model: PreTrainedModel, adapter: AdapterConfig, seed: int) -> Attache
     return Attached(model, routing)
 
 
-def freeze(model: PreTrainedModel, adapter: LoraConfig) -> None:
-    """Make a loaded model the base of adapters, in the precision that they ask for."""
+def freeze(model: PreTrainedModel, adapter: LoraConfig, device: torch.device | None = None) -> None:
+    """Make a loaded model the base of adapters, in the precision that they ask for.
+
+    With a device it moves there layer by layer as it shrinks: it is never there in full precision.
+    """
+    device = device or model.device
     model.requires_grad_(False)
-    if isinstance(adapter, QloraConfig):
-        _quantize(model, double_quantization=adapter.double_quantization)
+    match adapter:
+        case QloraConfig(double_quantization=doubled):
+            _replace(model, device, lambda layer: Nf4Linear(layer, double_quantization=doubled))
+        case LoraConfig(base_precision="fp8"):
+            if not multiplies_fp8(device):
+                raise ModelError(
+                    f"adapter.base_precision=fp8: {_named(device)} does not multiply 8-bit floats",
+                    "it takes an NVIDIA GPU of the Hopper generation or newer; elsewhere: "
+                    "adapter.base_precision=same, or adapter.method=qlora to save memory",
+                )
+            _replace(model, device, lambda layer: Fp8Linear(layer) if fits_fp8(layer) else layer)
+    nn.Module.to(model, device)
 
 
 def target_names(linears: Iterable[str], adapter: LoraConfig) -> list[str]:
@@ -76,7 +91,7 @@ def decoder_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | Nf4Linear) and layer is not head
+        if isinstance(layer, nn.Linear | Nf4Linear | Fp8Linear) and layer is not head
     }
 
 
@@ -165,11 +180,16 @@ def _wrap(
         model.set_submodule(name, StackedLoraLinear(base, name, slots, routing, seed))
 
 
-def _quantize(model: PreTrainedModel, *, double_quantization: bool) -> None:
+def _replace(
+    model: PreTrainedModel, device: torch.device, made: Callable[[nn.Linear], nn.Module]
+) -> None:
     for name, linear in decoder_linears(model).items():
         if isinstance(linear, nn.Linear):
-            quantized = Nf4Linear(linear, double_quantization=double_quantization)
-            model.set_submodule(name, quantized)
+            model.set_submodule(name, made(linear.to(device)))
+
+
+def _named(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
 
 
 def _ends_with(name: str, target: str) -> bool:

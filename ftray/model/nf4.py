@@ -72,14 +72,31 @@ class _Nf4Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, *scales: Tensor) -> Tensor:
         ctx.save_for_backward(packed, *scales)
-        return x @ _dequantized(packed, scales, x.dtype).t()
+        out: Tensor = _product(x, packed, list(scales), backward=False)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         packed, *scales = ctx.saved_tensors
-        grad_x = grad @ _dequantized(packed, scales, grad.dtype)
-        return grad_x, None, *[None] * len(scales)
+        return _product(grad, packed, scales, backward=True), None, *[None] * len(scales)
+
+
+@torch.library.custom_op("ftray::nf4_product", mutates_args=())
+def _product(x: Tensor, packed: Tensor, scales: list[Tensor], *, backward: bool) -> Tensor:
+    """x·Wᵀ, or x·W in the backward pass.
+
+    To the compiler it is one operation: else it would see that both passes dequantize the same
+    weight, and keep that from the one to the other, for as much memory as the whole model in bf16.
+    """
+    dense = _dequantized(packed, scales, x.dtype)
+    return x @ (dense if backward else dense.t())
+
+
+@_product.register_fake
+def _(x: Tensor, packed: Tensor, scales: list[Tensor], *, backward: bool) -> Tensor:
+    out, half = packed.shape
+    return x.new_empty((*x.shape[:-1], 2 * half if backward else out))
 
 
 def _dequantized(

@@ -30,6 +30,7 @@ def _plan_facts(found: "Plan") -> dict[str, str]:
         "global batch": f"{batch.size} {batch.unit} = {made}",
         "tokens a step": f"at most {batch.max_tokens:,}",
         "strategy": f"{found.strategy} on {found.worker.device}, {found.dtype}",
+        "chosen": found.choice,
     }
     if found.trainable is not None and found.parameters is not None:
         share = found.trainable / found.parameters

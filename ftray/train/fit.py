@@ -13,22 +13,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ftray import cluster, registry, runs, storage
 from ftray.cluster import Allotment, Node
+from ftray.config.base import override
 from ftray.config.data import sources_of
 from ftray.config.run import RunConfig
 from ftray.connection import Connection
 from ftray.data.sources import check_sources
 from ftray.errors import FtrayError, TrainError, first_line
 from ftray.model.base import fetch
-from ftray.model.shape import ModelShape, read_shape
+from ftray.model.shape import read_shape
 from ftray.registry import AdapterRecord
 from ftray.runs import CheckpointRecord, Run
 from ftray.storage.patience import patient
+from ftray.train.choice import Choice, settle
 from ftray.train.feed import Feed, plan_batches, provided
 from ftray.train.group import train_to_the_end
 from ftray.train.loop import Work
 from ftray.train.machine import gpu_memory
-from ftray.train.memory import GIB, USABLE_OF_GPU, Worker, estimate
-from ftray.train.plan import choose_micro_batch
+from ftray.train.memory import GIB, USABLE_OF_GPU, Worker
 from ftray.train.plot import loss_curve
 from ftray.train.progress import watched
 from ftray.train.status import status_kept
@@ -99,9 +100,9 @@ def train_run(config: RunConfig, run: Run, stop: Event) -> Allotment:
     cluster.check_fit(allotment, None, machines)
     cluster.check_storage(run.root)
     folder = fetch(config.model, run.root)
-    micro = _planned_micro_batch(config, run, folder, allotment, machines)
+    choice = _planned(config, run, folder, allotment, machines)
     with provided(config, run, folder, allotment, machines) as feed:
-        work, total_steps = _plan(config, run, feed, micro, allotment)
+        work, total_steps = _plan(config, run, feed, choice, allotment)
         runs.change_status(run, lambda status: replace(status, total_steps=total_steps))
         with watched(run, total_steps), patient():
             train_to_the_end(work, allotment, stop)
@@ -114,30 +115,37 @@ def own_template(config: RunConfig) -> str | None:
     return None if name in ("model", "none") else Path(name).read_text("utf-8")
 
 
-def _planned_micro_batch(
+def _planned(
     config: RunConfig, run: Run, folder: Path, allotment: Allotment, machines: list[Node]
-) -> int:
-    """Choose the micro-batch and check that it fits, before any data is read."""
-    worker = _worker(allotment, machines)
-    shape = read_shape(folder)
-    micro = _micro_batch(config, run, shape, worker)
-    if shape is not None:
-        _check_memory(estimate(config, shape, worker, micro).peak, worker, allotment, machines)
-    return micro
+) -> Choice:
+    """Choose how workers compute, and check that it fits, before any data is read.
+
+    A resumed run keeps its automatic micro-batch: free memory differs from day to day.
+    """
+    worker, shape = _worker(allotment, machines), read_shape(folder)
+    before = _saved_by_as_many(run, worker.count)
+    if config.train.micro_batch_size == "auto" and before and before.micro_batch_size:
+        config = override(config, {"train.micro_batch_size": before.micro_batch_size})
+    choice = settle(config, shape, worker)
+    logger.info("%s", choice.reason)
+    if choice.memory is not None:
+        _check_memory(choice.memory.peak, worker, allotment, machines)
+    return choice
 
 
 def _plan(
-    config: RunConfig, run: Run, feed: Feed, micro: int, allotment: Allotment
+    config: RunConfig, run: Run, feed: Feed, choice: Choice, allotment: Allotment
 ) -> tuple[Work, int]:
     """Count the steps, and decide what the workers will be told."""
     total_steps, described = plan_batches(config, run, feed)
     work = Work(
-        config=config,
+        config=override(config, {"train.activation_checkpointing": choice.recompute}),
         run=run,
         feed=feed,
-        micro_batch_size=micro,
+        micro_batch_size=choice.micro,
         threads=_threads(run, allotment),
         attempt=runs.read_status(run).attempts,
+        memory=None if choice.memory is None else choice.memory.peak - choice.memory.overhead,
     )
     logger.info(
         "%s; %d steps of %d × %d packs on %s",
@@ -154,14 +162,6 @@ def _threads(run: Run, allotment: Allotment) -> int:
     """A resumed run keeps its number of threads: another one rounds sums differently."""
     before = _saved_by_as_many(run, allotment.workers)
     return before.threads if before else allotment.threads
-
-
-def _micro_batch(config: RunConfig, run: Run, shape: ModelShape | None, worker: Worker) -> int:
-    """A resumed run keeps its automatic micro-batch: free memory differs from day to day."""
-    before = _saved_by_as_many(run, worker.count)
-    if config.train.micro_batch_size == "auto" and before and before.micro_batch_size:
-        return before.micro_batch_size
-    return choose_micro_batch(config, shape, worker)
 
 
 def _saved_by_as_many(run: Run, workers: int) -> CheckpointRecord | None:

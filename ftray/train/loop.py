@@ -20,6 +20,7 @@ from ftray.storage.patience import patient
 from ftray.train import checkpoint
 from ftray.train.evaluation import Evaluation, Standing
 from ftray.train.feed import Feed, Intake
+from ftray.train.memory import GIB
 from ftray.train.metrics import Line, MetricsFile, Sink, open_trackers
 from ftray.train.mfu import Speed
 from ftray.train.nans import Nans, not_a_number
@@ -45,6 +46,7 @@ class Work:
     micro_batch_size: int
     threads: int
     attempt: int
+    memory: int | None = None  # estimated peak of a worker, in bytes, without CUDA's own
 
 
 def train(work: Work) -> Ended:
@@ -82,6 +84,8 @@ def _train(training: "_Training") -> Ended:
         training.log(line)
         last = line if "loss" in line else last
         done += 1
+        if done == training.start + _PROBE:
+            _compare_memory(training)
 
         # once in a while: evaluate, and remember the best
         is_best = _evaluated(training, done)
@@ -92,6 +96,19 @@ def _train(training: "_Training") -> Ended:
             saved = done
     _saved(training)
     return Ended("finished", done)
+
+
+_PROBE = 3  # steps after which a GPU has held whatever it will
+
+
+def _compare_memory(training: "_Training") -> None:
+    """Say how far the planner's estimate is from what the first steps took."""
+    estimated, device = training.work.memory, training.place.device
+    if not training.place.is_first or device.type != "cuda" or estimated is None:
+        return
+    measured = torch.cuda.max_memory_allocated(device)
+    numbers = f"{estimated / GIB:.1f} GiB estimated, {measured / GIB:.1f} measured"
+    logger.info("GPU memory: %s (%+.0f %%)", numbers, 100 * (estimated / measured - 1))
 
 
 @dataclass(frozen=True)

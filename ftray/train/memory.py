@@ -3,10 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from ftray.config.run import FullConfig, LoraConfig, QloraConfig, RunConfig
+from ftray.config.run import FullConfig, LoraConfig, QloraConfig, RunConfig, TrainConfig
 from ftray.model.shape import ModelShape
 
-LOGITS_AT_ONCE = 2**26  # what ftray.model.loss holds; a test compares the two
+LOGITS_AT_ONCE = 2**26  # what ftray.model.entropy holds; a test compares the two
 USABLE_OF_GPU = 0.95  # the caching allocator cannot use every gap
 GIB = 2**30
 _FP32 = 4  # bytes: whatever is trained, and its moments
@@ -67,7 +67,7 @@ def estimate(config: RunConfig, shape: ModelShape, worker: Worker, micro: int) -
         logits=_logits(shape, tokens, element, trains_head=is_full),
         snapshot=owned * _FP32 + moments if worker.device == "cpu" else 0,
         overhead=OVERHEAD[worker.device],
-        loading=shape.parameters * (_FP32 if is_full else element),
+        loading=_loading(config, shape, worker, element),
     )
 
 
@@ -96,9 +96,29 @@ def bytes_per_element(config: RunConfig, worker: Worker) -> int:
     return 2 if is_half or (config.model.dtype == "auto" and worker.device == "gpu") else 4
 
 
+def compiles(train: TrainConfig, *, on_gpu: bool) -> bool:
+    """Resolve `train.compile`, as far as it can be without looking at the worker's machine."""
+    if train.compile != "auto":
+        return train.compile
+    return on_gpu and (train.max_steps is None or train.max_steps >= WORTH_COMPILING)
+
+
+WORTH_COMPILING = 20  # steps: fewer do not earn the time back
+
 # What a worker holds before it loads anything: the process with torch, transformers and Ray
 # (measured: 0.41 GiB), or a CUDA context with the workspaces of cuBLAS and NCCL.
 OVERHEAD = {"cpu": GIB // 2, "gpu": 3 * GIB // 2}
+
+
+def _loading(config: RunConfig, shape: ModelShape, worker: Worker, element: int) -> int:
+    """Bytes of the base as it is loaded: for a GPU it shrinks on the host."""
+    match config.adapter:
+        case FullConfig():
+            return shape.parameters * _FP32
+        case QloraConfig() | LoraConfig(base_precision="fp8") if worker.device == "gpu":
+            return 0
+        case _:
+            return shape.parameters * element
 
 
 def _targeted(config: RunConfig, shape: ModelShape) -> list[tuple[int, int]]:
@@ -139,7 +159,7 @@ def _frozen(config: RunConfig, shape: ModelShape, shards: int, element: int) -> 
         case QloraConfig(double_quantization=doubled):
             bits = 4 + (8 / 64 + 32 / (64 * 256) if doubled else 32 / 64)
         case _:
-            bits = 8 * element
+            bits = 8 * element  # of fp8 too: there are two copies of it
     in_linears = sum(wide * high for wide, high in shape.linear.values())  # of one layer
     outside = (shape.parameters - shape.layers * in_linears) * element
     layer = in_linears * bits / 8
@@ -156,7 +176,8 @@ def _activations(config: RunConfig, shape: ModelShape, tokens: int, worker: Work
     - two residual states [hidden], in fp32, where the norms are computed;
     - two normalized states [hidden], the inputs of the attention and of the MLP;
     - queries, keys, values and the attention's output [heads · head_dim]; keys and values are
-      repeated to as many heads as queries have, since packed sequences need a mask;
+      repeated to as many heads as queries have, since packed sequences need a mask; not by a
+      GPU's kernel in bf16, which takes documents one by one;
     - that mask's row [length], which each layer keeps anew;
     - gate, up, activated gate and their product [intermediate]; torch.compile recomputes the
       activated gate, and keeps the residual states in the model's own precision;
@@ -165,16 +186,20 @@ def _activations(config: RunConfig, shape: ModelShape, tokens: int, worker: Work
     Checkpointing keeps a layer's input alone, and one layer in full while it is recomputed. The
     backward pass holds three gradients [intermediate].
     """
-    compiled, length = config.train.compile, config.data.max_length
+    on_gpu, length = worker.device == "gpu", config.data.max_length
+    compiled = compiles(config.train, on_gpu=on_gpu)
     element, query = bytes_per_element(config, worker), shape.heads * shape.head_dim
-    kept = 2 * shape.hidden + 4 * query + length + (3 if compiled else 4) * shape.intermediate
+    attention = 4 * query + length
+    if on_gpu and element == 2 and config.model.attention == "sdpa":
+        attention = 2 * query + 2 * shape.kv_heads * shape.head_dim
+    kept = 2 * shape.hidden + attention + (3 if compiled else 4) * shape.intermediate
     layer = kept * element + 2 * shape.hidden * (element if compiled else 4)
     if isinstance(config.adapter, LoraConfig) and config.adapter.dropout:
         layer += sum(wide for wide, _ in _targeted(config, shape)) * element
     if config.model.attention == "eager":
         layer += shape.heads * length * (4 + element)
     layers = shape.layers * layer
-    if config.train.activation_checkpointing:
+    if config.train.activation_checkpointing is True:
         layers = shape.layers * shape.hidden * element + layer
     per_token = layers + 3 * shape.intermediate * element
     return tokens * per_token * _HOLES[worker.device]

@@ -13,6 +13,7 @@ from ftray.config.run import BUILTIN_MODEL, LoraConfig, RunConfig
 from ftray.errors import ConfigError, did_you_mean
 from ftray.model.shape import ModelShape
 from ftray.train.advice import advice
+from ftray.train.choice import settle
 from ftray.train.machine import Machine
 from ftray.train.memory import (
     GIB,
@@ -20,7 +21,6 @@ from ftray.train.memory import (
     Memory,
     Worker,
     bytes_per_element,
-    estimate,
     trainable,
     unknown_targets,
 )
@@ -48,6 +48,8 @@ class Plan:
     method: str
     strategy: Literal["ddp", "fsdp"]
     dtype: Literal["float32", "bfloat16"]
+    recompute: bool
+    choice: str
     worker: Worker
     parameters: int | None
     trainable: int | None
@@ -63,42 +65,27 @@ def make_plan(
 ) -> Plan:
     """Plan a run for the cluster's nodes, or for this machine where the cluster names none."""
     worker = worker_of(config, cluster, machine)
-    micro = choose_micro_batch(config, shape, worker)
-    memory = None if shape is None else estimate(config, shape, worker, micro)
+    choice = settle(config, shape, worker)
     shortage = _shortage(config, worker, _nodes(cluster, machine))
-    fits, verdict = _verdict(config, shape, worker, memory)
-    batch = _batch(config, micro)
+    fits, verdict = _verdict(config, shape, worker, choice.memory)
+    batch = _batch(config, choice.micro)
     return Plan(
         config=config.model_dump(mode="json"),
         batch=batch,
         method=config.adapter.method,
         strategy=config.strategy,
         dtype="bfloat16" if bytes_per_element(config, worker) == 2 else "float32",
+        recompute=choice.recompute,
+        choice=choice.reason,
         worker=worker,
         parameters=None if shape is None else shape.parameters,
         trainable=None if shape is None else trainable(config, shape),
-        memory=memory,
+        memory=choice.memory,
         traffic=None if shape is None else traffic(config, shape, worker, batch.accumulation),
         fits=False if shortage else fits,
         verdict=shortage or verdict,
         warnings=(*advice(config), *_about_targets(config, shape)),
     )
-
-
-def choose_micro_batch(config: RunConfig, shape: ModelShape | None, worker: Worker) -> int:
-    """Resolve `train.micro_batch_size`: auto is the largest divisor of a worker's share that fits.
-
-    Where the model's shape or the worker's memory is unknown it is 1, the only safe guess; so it
-    is where nothing fits.
-    """
-    if config.train.micro_batch_size != "auto":
-        return config.train.micro_batch_size
-    if shape is None or worker.memory is None:
-        return 1
-    share = config.train.global_batch_size // config.scaling.most_workers
-    divisors = [micro for micro in range(1, share + 1) if share % micro == 0]
-    fitting = [m for m in divisors if estimate(config, shape, worker, m).peak <= worker.memory]
-    return max(fitting, default=1)
 
 
 def worker_of(config: RunConfig, cluster: ClusterConfig | None, machine: Machine) -> Worker:
@@ -170,6 +157,9 @@ def _batch(config: RunConfig, micro: int) -> BatchPlan:
 def _shortage(config: RunConfig, worker: Worker, nodes: list[NodesConfig]) -> str:
     scaling = config.scaling
     count, cpus, gpus = scaling.least_workers, scaling.cpus_per_worker, scaling.gpus_per_worker
+    match config.adapter:
+        case LoraConfig(base_precision="fp8") if worker.device == "cpu":
+            return "adapter.base_precision=fp8 needs GPUs that multiply 8-bit floats (Hopper)"
     wanted = 0.0 if worker.device == "cpu" else count * (1.0 if gpus == "auto" else gpus)
     found = sum(node.count * node.gpus for node in nodes)
     if nodes and wanted > found:
@@ -244,7 +234,5 @@ def _would_fit(
         changed = override(config, change)
     except ConfigError:
         return False  # a length below the least, for example
-    micro = choose_micro_batch(changed, shape, worker)
-    return worker.memory is not None and (
-        estimate(changed, shape, worker, micro).peak <= worker.memory
-    )
+    memory = settle(changed, shape, worker).memory
+    return worker.memory is not None and memory is not None and memory.peak <= worker.memory

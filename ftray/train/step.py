@@ -5,10 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ftray.config.run import TrainConfig
-from ftray.data.batching.collation import Batch, Pack, collate
+from ftray.data.batching.collation import NO_LABEL, Batch, Pack, collate
 from ftray.data.tokens.columns import TokenRows
 from ftray.train.optim import clip_gradients
 from ftray.train.parallel import Place, sum_gradients, total
@@ -73,17 +74,17 @@ def train_step(
     divided by the label tokens of the whole global batch.
     """
     counts = _counts(work, place.device)
-    local_loss = 0.0
+    local_loss = torch.zeros((), dtype=torch.float64, device=place.device)
     for micro in work:
         seeds = [row_seed(train.seed, step, position) for position in micro.positions]
         trainee.attached.routing.seed_rows(seeds)
         loss = _loss_sum(trainee, micro.batch, place.device) / max(1, counts.label_tokens)
         loss.backward()
-        local_loss += loss.item()
+        local_loss += loss.detach()
     parameters = list(trainee.attached.trainable.values())
     if not trainee.sums_own_gradients:
         sum_gradients(parameters)
-    [loss_sum] = total([local_loss], place.device)
+    [loss_sum] = total([local_loss.item()], place.device)
     norm = clip_gradients(parameters, train.max_grad_norm)
     return StepResult(loss_sum, norm, counts)
 
@@ -117,15 +118,33 @@ def _counts(work: Sequence[MicroBatch], device: torch.device) -> Counts:
 
 
 def _unlabelled(batch: Batch) -> Batch:
-    nothing = torch.full_like(batch.labels, -100)
+    nothing = torch.full_like(batch.labels, NO_LABEL)
     return replace(batch, labels=nothing, label_tokens=0, tokens=0)
 
 
 def _loss_sum(trainee: Trainee, batch: Batch, device: torch.device) -> Tensor:
-    tensors = (batch.input_ids, batch.labels, batch.position_ids)
+    """Labels and positions stay on the CPU, where counting them waits for nothing."""
+    batch = _lengthened(batch, trainee.row_length)
+    ids = batch.input_ids.to(device, non_blocking=True)
     with trainee.precision():
-        loss: Tensor = trainee.model(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+        loss: Tensor = trainee.model(ids, batch.labels, batch.position_ids)
     return loss
+
+
+def _lengthened(batch: Batch, length: int | None) -> Batch:
+    """Pad rows to a length. The padding goes on with the last document, which sees none of it:
+    so a row of one document stays one, and needs no kernel that keeps two apart.
+    """
+    missing = 0 if length is None else length - batch.input_ids.shape[1]
+    if missing <= 0:
+        return batch
+    positions = batch.position_ids[:, -1:] + torch.arange(1, missing + 1)
+    return replace(
+        batch,
+        input_ids=F.pad(batch.input_ids, (0, missing)),
+        labels=F.pad(batch.labels, (0, missing), value=NO_LABEL),
+        position_ids=torch.cat([batch.position_ids, positions], 1),
+    )
 
 
 def _round_up(number: int, of: int) -> int:

@@ -1,18 +1,24 @@
-"""The model in training on one worker: base, adapter, sharding, precision."""
+"""The model in training on one worker: base, adapter, sharding, precision, kernels."""
 
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
-from ftray.config.run import FullConfig, ModelConfig, RunConfig
+from ftray.config.run import FullConfig, LoraConfig, QloraConfig, RunConfig, TrainConfig
 from ftray.model import loss
-from ftray.model.adapter import Attached, attach
+from ftray.model.adapter import Attached, attach, freeze
+from ftray.model.attention import DOCUMENTS, set_attention, takes_documents
 from ftray.model.base import load_base, resolve_dtype
+from ftray.model.fp8 import uncast
 from ftray.model.loss import LanguageModel
+from ftray.train.memory import compiles
 from ftray.train.parallel import Place, replicate, shard
 
 logger = logging.getLogger(__name__)
@@ -29,6 +35,7 @@ class Trainee:
     attached: Attached
     sums_own_gradients: bool  # FSDP2 does, for the weights that it shards
     dtype: torch.dtype = torch.float32
+    row_length: int | None = None  # shorter rows are padded: compiled kernels are for one length
 
     @contextmanager
     def precision(self) -> Iterator[None]:
@@ -47,38 +54,74 @@ def build_trainee(config: RunConfig, folder: Path, place: Place, root: str) -> T
         from ftray.train.start import start_from
 
         start_from(config.adapter.init_from, config, attached, folder, root)
-    if config.train.activation_checkpointing:
+    if config.train.activation_checkpointing is True:
         recompute = {"use_reentrant": False}
         attached.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
+    dtype = resolve_dtype(config.model, place.device)
+    wants = config.model.attention == "sdpa"
+    if wants and takes_documents(attached.model, dtype, config.data.max_length):
+        set_attention(attached.model, DOCUMENTS)
+        _check(attached.model, dtype)
     model = LanguageModel(attached.model, attached.routing)
-    if config.train.compile:
-        for layer in model.layers:
-            layer.compile()
+    compiled, why = is_compiled(config.train, place.device)
+    if compiled:
+        model.compile_layers()
     replicate(attached.trainable.values())
     full = isinstance(config.adapter, FullConfig)
     is_sharded = config.strategy == "fsdp"
-    dtype = resolve_dtype(config.model, place.device)
     if place.is_first:
         reason = "weights are sharded" if is_sharded else "each worker holds the whole model"
         logger.info("scaling.strategy=%s: %s", config.strategy, reason)
         logger.info("model.dtype=%s on %s", str(dtype).removeprefix("torch."), place.device)
+        logger.info("train.compile=%s: %s", str(compiled).lower(), why)
     if is_sharded:
         shard(model, attached.trainable, compute=dtype if full else None)
     model.train()
-    return Trainee(model, attached, sums_own_gradients=is_sharded and full, dtype=dtype)
+    return Trainee(
+        model,
+        attached,
+        sums_own_gradients=is_sharded and full,
+        dtype=dtype,
+        row_length=config.data.max_length if compiled and config.data.packing else None,
+    )
+
+
+def is_compiled(train: TrainConfig, device: torch.device) -> tuple[bool, str]:
+    """Resolve `train.compile` on a worker, with the reason."""
+    if train.compile != "auto":
+        return train.compile, "the run says so"
+    if device.type != "cuda":
+        return False, "no GPU"
+    if not compiles(train, on_gpu=True):
+        return False, f"{train.max_steps} steps would not earn the time back"
+    if find_spec("triton") is None or not (shutil.which("cc") or shutil.which("gcc")):
+        return False, "triton or a C compiler is missing here"
+    return True, "layers and loss become fused kernels, at the first step"
 
 
 def load_for_training(config: RunConfig, folder: Path, device: torch.device) -> Attached:
     """Load and check the base model, and attach a fresh adapter.
 
-    Full fine-tuning keeps its weights in fp32: steps of 1e-5 would vanish in bf16's 8 bits.
+    Full fine-tuning keeps its weights in fp32: steps of 1e-5 would vanish in bf16's 8 bits. A base
+    that shrinks is loaded on the CPU, and never whole on the device.
     """
-    model = config.model
-    if isinstance(config.adapter, FullConfig):
-        model = ModelConfig.model_validate({**model.model_dump(), "dtype": "float32"})
-    base = load_base(folder, model, device)
-    loss.check(base)
-    return attach(base, config.adapter, config.train.seed)
+    model, adapter = config.model, config.adapter
+    match adapter:
+        case QloraConfig() | LoraConfig(base_precision="fp8"):
+            dtype = str(resolve_dtype(model, device)).removeprefix("torch.")
+            base = load_base(folder, model.model_copy(update={"dtype": dtype}), torch.device("cpu"))
+            freeze(base, adapter, device)
+        case FullConfig():
+            base = load_base(folder, model.model_copy(update={"dtype": "float32"}), device)
+        case _:
+            base = load_base(folder, model, device)
+    _check(base)
+    return attach(base, adapter, config.train.seed)
+
+
+def _check(model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
+    with uncast(model):
+        loss.check(model, dtype)
 
 
 def random_state(seed: int, step: int, rank: int) -> None:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -70,8 +71,9 @@ def main() -> None:
         "steps": options.steps,
         "measured": [],
     }
-    for base in QUICK if options.quick else BASES:
-        with _written(base) as folder:
+    for whole in QUICK if options.quick else BASES:
+        base = replace(whole, tokens=whole.tokens[:1]) if options.short else whole
+        with _written(base, options.weights) as folder:
             results["measured"] += _packed(base, folder, options.steps)
             for side, kind in (("ftray alone", Alone), ("transformers + PEFT", Peft)):
                 for tokens in base.tokens:
@@ -93,14 +95,19 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=12, help="measured steps of each side")
+    parser.add_argument("--short", action="store_true", help="the shortest steps alone")
+    parser.add_argument("--weights", type=Path, help="a folder of models by name, if there is one")
     parser.add_argument("--quick", action="store_true", help="a tiny model: does it run at all?")
     parser.add_argument("--out", type=Path, help="where the result goes; else to results/")
     return parser.parse_args()
 
 
 @contextmanager
-def _written(base: Base) -> Iterator[Path]:
+def _written(base: Base, kept: Path | None) -> Iterator[Path]:
     """Write random weights in bf16, to memory where there is such a file system."""
+    if kept and (kept / base.name / "config.json").exists():
+        yield kept / base.name
+        return
     memory = Path("/dev/shm")
     within = str(memory) if memory.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="ftray-bench-", dir=within) as made:

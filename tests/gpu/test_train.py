@@ -28,6 +28,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora with dropout": {"adapter": {"rank": 8, "dropout": 0.1}},
     "lora compiled": {"train": {"compile": True}},
     "lora recomputing": {"train": {"activation_checkpointing": True}},
+    "lora over fp8": {"adapter": {"rank": 8, "base_precision": "fp8"}},
+    "lora over fp8 compiled": {
+        "adapter": {"rank": 8, "base_precision": "fp8"},
+        "train": {"compile": True},
+    },
     "qlora": {"adapter": {"method": "qlora", "rank": 8}},
     "qlora compiled": {"adapter": {"method": "qlora", "rank": 8}, "train": {"compile": True}},
     "full": {"adapter": {"method": "full"}},

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from ftray.data.batching.collation import Pack, collate
 from ftray.data.batching.samples import Sample
 from ftray.data.tokens.columns import TokenRows
-from ftray.model.loss import Owners, owned_losses
+from ftray.model.entropy import Owners
+from ftray.model.loss import owned_losses
 from ftray.train.step import Counts
 from ftray.tune.packed.bank import Bank, Spot
 from ftray.tune.packed.joint import Row, joined

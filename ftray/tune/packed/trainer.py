@@ -50,7 +50,7 @@ class PackedTrainer:
         check(model)
         freeze(model, adapter_of(base))
         self._bank = Bank(model)
-        if base.train.activation_checkpointing:
+        if base.train.activation_checkpointing is True:
             recompute = {"use_reentrant": False}
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
         self._tables = tokens if isinstance(tokens, Tables) else Tables.of(tokens)

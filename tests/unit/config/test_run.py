@@ -130,3 +130,14 @@ def test_a_number_of_workers_is_one_or_a_range(run_file: Path):
 def test_an_elastic_full_run_is_sharded_as_with_its_most_workers(run_file: Path):
     elastic = "scaling.num_workers={max: 2}"
     assert load(run_file, "adapter={method: full}", elastic).strategy == "fsdp"
+
+
+def test_an_8_bit_base_is_neither_sharded_nor_computed_with_in_fp32(run_file: Path):
+    fp8 = "adapter.base_precision=fp8"
+    assert load(run_file, fp8).adapter.method == "lora"
+    with pytest.raises(ConfigError, match="fp8 is not sharded: set"):
+        load(run_file, fp8, "scaling.strategy=fsdp")
+    with pytest.raises(ConfigError, match="fp8 computes in bfloat16"):
+        load(run_file, fp8, "model.dtype=float32")
+    with pytest.raises(ConfigError, match="expected 'auto' or 'nf4', found 'fp8'"):
+        load(run_file, fp8, "adapter.method=qlora")

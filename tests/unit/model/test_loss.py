@@ -11,7 +11,8 @@ from ftray.config.run import FullConfig, LoraConfig, ModelConfig
 from ftray.errors import ModelError
 from ftray.model.adapter import attach
 from ftray.model.base import load_base, load_tokenizer
-from ftray.model.loss import LanguageModel, check, linear_cross_entropy
+from ftray.model.entropy import linear_cross_entropy
+from ftray.model.loss import LanguageModel, check
 
 CPU = torch.device("cpu")
 LENGTHS = (5, 9, 2, 16)
@@ -83,7 +84,7 @@ def test_each_wrong_call_lets_packed_sequences_see_one_another(tiny_folder, atte
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_chunked_cross_entropy_equals_the_plain_one(monkeypatch, with_bias):
     monkeypatch.setattr(
-        "ftray.model.loss._LOGITS_AT_ONCE", 7 * 50
+        "ftray.model.entropy._LOGITS_AT_ONCE", 7 * 50
     )  # chunks of 7 rows, the last of 3
     generator = torch.Generator().manual_seed(4)
     shapes = [(24, 16), (50, 16)] + [(50,)] * with_bias

@@ -6,12 +6,13 @@ import pytest
 from ftray.config.base import apply, validated
 from ftray.config.cluster import ClusterConfig, NodesConfig
 from ftray.config.run import RunConfig
-from ftray.model import loss
+from ftray.model import entropy
 from ftray.model.shape import BUILTIN_SHAPE, ModelShape
 from ftray.train import memory
+from ftray.train.choice import Choice, settle
 from ftray.train.machine import Machine, this_machine
 from ftray.train.memory import GIB, Memory, Worker, estimate, trainable
-from ftray.train.plan import Plan, choose_micro_batch, make_plan, worker_of
+from ftray.train.plan import Plan, make_plan, worker_of
 
 TREE = {
     "name": "a",
@@ -74,13 +75,20 @@ def test_lora_trains_rank_times_in_plus_out_of_each_target():
         # One H100, bf16, rank 16, 2048 tokens a row, compiled layers: peak of the allocator.
         ({"train__compile": True}, 4, 50.5),
         ({"train__compile": True, "train__activation_checkpointing": True}, 8, 25.1),
+        # One H200, each from its own benchmark row
+        ({}, 4, 50.5),
+        ({"adapter__base_precision": "fp8"}, 4, 50.5),
+        ({"adapter__method": "qlora"}, 4, 40.9),
+        ({"adapter__method": "qlora", "train__objective": "memory"}, 4, 9.6),
+        ({"train__max_steps": 11}, 4, 61.5),  # too few to be compiled
     ],
 )
 def test_the_estimate_is_near_what_was_measured(
     changes: dict[str, Any], micro: int, measured_gib: float
 ):
-    found = needed(config(**changes), micro)
-    assert (found.peak - found.overhead) / GIB == pytest.approx(measured_gib, rel=0.15)
+    found = settle(config(**changes, train__micro_batch_size=micro), LLAMA_8B, H100).memory
+    assert found is not None
+    assert (found.peak - found.overhead) / GIB == pytest.approx(measured_gib, rel=0.1)
 
 
 def test_what_saves_memory_lowers_its_own_part():
@@ -88,7 +96,8 @@ def test_what_saves_memory_lowers_its_own_part():
     qlora = needed(config(adapter__method="qlora"), 4)
     checkpointed = needed(config(train__activation_checkpointing=True), 4)
     assert qlora.weights == pytest.approx(5.7 * 1e9, rel=0.02)
-    assert replace(qlora, weights=plain.weights) == plain
+    same = replace(qlora, weights=plain.weights, loading=plain.loading)
+    assert same == plain
     assert checkpointed.activations < plain.activations / 8
     full = {"adapter": {"method": "full"}}
     whole = needed(config(**full)).optimizer  # two fp32 moments
@@ -125,8 +134,10 @@ def test_sharding_divides_what_is_trained_whole():
     assert adapters.gradients == needed(config()).gradients
 
 
-def test_a_base_that_shrinks_must_fit_before_it_does():
-    tight = needed(config(adapter__method="qlora", train__activation_checkpointing=True))
+def test_a_base_that_shrinks_must_fit_a_host_before_it_does_and_never_a_gpu():
+    qlora = config(adapter__method="qlora", train__activation_checkpointing=True)
+    assert needed(qlora).peak == sum(needed(qlora).parts.values())
+    tight = needed(qlora, 1, replace(H100, device="cpu"))
     assert tight.peak == tight.loading + tight.overhead
 
 
@@ -138,17 +149,56 @@ def test_what_is_saved_beside_a_step_is_held_twice_in_a_cpu_workers_memory():
 
 
 def test_the_chunk_of_logits_is_the_one_that_the_loss_holds():
-    assert memory.LOGITS_AT_ONCE == loss._LOGITS_AT_ONCE
+    assert memory.LOGITS_AT_ONCE == entropy._LOGITS_AT_ONCE
 
 
-def test_auto_takes_the_largest_micro_batch_that_fits():
+def chosen(run: RunConfig, worker: Worker, shape: ModelShape | None = LLAMA_8B) -> Choice:
+    return settle(run, shape, worker)
+
+
+def test_auto_takes_about_the_largest_micro_batch_that_fits_a_cpu():
     run = config(train__global_batch_size=12)
-    room = replace(H100, memory=needed(run, 4).peak)
-    assert choose_micro_batch(run, LLAMA_8B, room) == 4
-    assert choose_micro_batch(run, LLAMA_8B, replace(room, memory=GIB)) == 1
-    assert choose_micro_batch(run, LLAMA_8B, replace(room, memory=None)) == 1
-    assert choose_micro_batch(run, None, room) == 1
-    assert choose_micro_batch(config(train__micro_batch_size=8), LLAMA_8B, room) == 8
+    cpu = replace(H100, device="cpu", memory=needed(run, 4, replace(H100, device="cpu")).peak)
+    assert (chosen(run, cpu).micro, chosen(run, cpu).recompute) == (3, False)  # 4: 2 % faster
+    assert chosen(run, replace(cpu, memory=GIB)).micro == 1
+    assert chosen(run, replace(cpu, memory=None)).micro == 1
+    assert chosen(run, cpu, None).micro == 1
+    assert chosen(config(train__micro_batch_size=8), cpu).micro == 8
+
+
+def test_a_gpu_computes_nothing_twice_that_it_can_keep():
+    large = chosen(config(), H100)
+    assert (large.micro, large.recompute) == (4, False)
+    assert "activations kept: the fastest that fits" in large.reason
+    small = chosen(config(), replace(H100, memory=24 * GIB))
+    assert (small.micro, small.recompute) == (4, True)
+    assert small.memory is not None
+    assert small.memory.peak <= 24 * GIB
+    told = chosen(config(train__activation_checkpointing=True), H100)
+    assert told.recompute is True
+
+
+def test_of_equally_fast_ways_the_smallest_is_taken():
+    found = chosen(config(data__max_length=8192), replace(H100, memory=200 * GIB))
+    largest = needed(config(data__max_length=8192), found.micro)
+    assert found.micro * 8192 <= 32768
+    assert largest.peak < 200 * GIB
+
+
+def test_the_memory_objective_computes_twice_and_keeps_the_gpu_busy():
+    run = config(train__objective="memory", adapter__method="qlora")
+    found = chosen(run, H100)
+    assert (found.micro, found.recompute) == (4, True)
+    assert found.memory is not None
+    assert found.memory.peak - found.memory.overhead < 11 * GIB
+    assert chosen(run, replace(H100, memory=None)).recompute is True
+
+
+def test_fp8_takes_what_bf16_takes_and_needs_a_gpu():
+    fp8 = config(adapter__base_precision="fp8")
+    assert needed(fp8).weights == needed(config()).weights
+    assert plan(fp8).fits is False
+    assert "needs GPUs that multiply 8-bit floats" in plan(fp8).verdict
 
 
 def test_workers_on_cpu_share_the_hosts_memory():
@@ -184,7 +234,7 @@ def test_too_few_cpus_are_told_with_the_one_for_reading():
 
 def test_what_does_not_fit_comes_with_what_would():
     nodes = [NodesConfig(cpus=8, memory_gib=32, gpus=1, gpu_memory_gib=24)]
-    run = config(train__micro_batch_size=4)
+    run = config(train__micro_batch_size=4, train__activation_checkpointing=False)
     found = make_plan(run, LLAMA_8B, ClusterConfig(nodes=nodes), LAPTOP)
     assert found.fits is False
     assert "train.activation_checkpointing=true" in found.verdict

@@ -1,10 +1,15 @@
 """What is an option for speed or memory changes no result."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from ftray.model.adapter import lora_layers
+from ftray.train.trainee import is_compiled, load_for_training
 
 pytestmark = pytest.mark.filterwarnings(
     # transformers 5.23 renames it; the version that we need at least has the old name only
@@ -51,3 +56,32 @@ def test_bf16_computes_beside_weights_in_fp32(method: str, learner: Learning) ->
         assert found.loss == pytest.approx(expected.loss, rel=2e-2)
         assert found.loss != expected.loss
     assert all(values.dtype == torch.float32 for values in rounded.weights().values())
+
+
+def test_padding_to_one_length_changes_no_step(learner: Learning) -> None:
+    plain, padded = learner(LORA), learner(LORA)
+    longer = replace(padded.trainee, row_length=64)
+    padded = replace(padded, trainee=longer)
+    for step in range(2):
+        expected, found = plain.step(step), padded.step(step)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+        assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+        assert found.counts == expected.counts
+
+
+def test_layers_are_compiled_where_it_pays(config_of: Callable[[dict[str, Any]], Any]) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    long = config_of({"train.max_steps": 1000}).train
+    assert is_compiled(long, cpu) == (False, "no GPU")
+    assert is_compiled(config_of({"train.compile": True}).train, cpu)[0]
+    assert not is_compiled(config_of({"train.compile": False}).train, gpu)[0]
+    assert "8 steps would not earn" in is_compiled(config_of({}).train, gpu)[1]
+
+
+def test_a_base_of_4_bits_is_never_whole_on_the_device(
+    config_of: Callable[[dict[str, Any]], Any], tiny_folder: Path
+) -> None:
+    config = config_of({"adapter": {"method": "qlora", "rank": 4}})
+    attached = load_for_training(config, tiny_folder, torch.device("cpu"))
+    assert attached.model.device == torch.device("cpu")
+    assert all(layer.base.weight.dtype == torch.uint8 for layer in lora_layers(attached.model))

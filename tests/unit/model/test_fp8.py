@@ -1,0 +1,79 @@
+"""The 8-bit frozen layer: what a GPU's products have to come to."""
+
+import pytest
+import torch
+from torch import nn
+
+from ftray.config.run import LoraConfig, ModelConfig
+from ftray.errors import ModelError
+from ftray.model.adapter import attach
+from ftray.model.base import load_base
+from ftray.model.fp8 import FP8, Fp8Linear, fits_fp8, rows_in_fp8, uncast
+
+CPU = torch.device("cpu")
+
+
+def linear(*, bias: bool = False) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(128, 96, bias=bias)
+
+
+def test_each_row_is_rounded_in_its_own_scale():
+    rows = torch.randn(7, 64) * torch.logspace(-6, 3, 7)[:, None]
+    cast = rows_in_fp8(rows)
+
+    assert cast.values.dtype == FP8
+    # three bits after the point: at most a 16th off, in normal numbers
+    normal = rows.abs() > cast.scale * 2**-6
+    off = (cast.values.float() * cast.scale - rows).abs() / rows.abs()
+    assert off[normal].max() <= 1 / 16 + 1e-6
+    assert rows_in_fp8(torch.zeros(2, 16)).values.float().eq(0).all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_product_and_gradient_are_those_of_rounded_rows(bias):
+    plain = linear(bias=bias)
+    quantized = Fp8Linear(plain)
+    x, grad = torch.randn(3, 5, 128, requires_grad=True), torch.randn(3, 5, 96)
+    out = quantized(x)
+    out.backward(grad)
+
+    def rounded(rows):
+        cast = rows_in_fp8(rows)
+        return cast.values.float() * cast.scale
+
+    expected = rounded(x.detach()) @ rounded(plain.weight).t()
+    torch.testing.assert_close(out, expected + (plain.bias if bias else 0))
+    backward = rounded(grad) @ rounded(plain.weight.t().contiguous()).t()
+    torch.testing.assert_close(x.grad, backward)
+    assert not any(parameter.requires_grad for parameter in quantized.parameters())
+
+
+def test_it_is_near_the_layer_that_it_replaces():
+    plain = linear()
+    x, grad = torch.randn(64, 128, requires_grad=True), torch.randn(64, 96)
+    Fp8Linear(plain)(x).backward(grad)
+    again = x.detach().clone().requires_grad_()
+    plain(again).backward(grad)
+
+    assert torch.cosine_similarity(x.grad.flatten(), again.grad.flatten(), 0) > 0.998
+
+
+def test_uncast_multiplies_the_same_weights_with_exact_rows():
+    quantized, x = Fp8Linear(linear()), torch.randn(4, 128)
+    with uncast(quantized):
+        exact = quantized(x)
+    torch.testing.assert_close(exact, x @ quantized.dequantized(torch.float32).t())
+    assert not torch.equal(quantized(x), exact)
+
+
+def test_odd_sizes_stay_as_they_are():
+    assert fits_fp8(nn.Linear(64, 32))
+    assert not fits_fp8(nn.Linear(64, 33))
+
+
+def test_a_device_that_does_not_multiply_fp8_is_refused(tiny_folder):
+    base = load_base(tiny_folder, ModelConfig(name=str(tiny_folder)), CPU)
+    with pytest.raises(ModelError, match="a CPU does not multiply 8-bit floats") as refused:
+        attach(base, LoraConfig(base_precision="fp8"), seed=0)
+    assert "adapter.method=qlora" in refused.value.hint
