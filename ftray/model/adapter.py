@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ftray.config.run import AdapterConfig, FullConfig, LoraConfig, QloraConfig
 from ftray.errors import ModelError, did_you_mean
 from ftray.model.base import output_layer
-from ftray.model.fp8 import Fp8Linear, fits_fp8, multiplies_fp8
+from ftray.model.fp8 import Fp8Linear, check_products, fits_fp8, multiplies_fp8
 from ftray.model.lora import Routing, Slot, StackedLoraLinear
 from ftray.model.nf4 import Nf4Linear
 
@@ -66,7 +66,7 @@ def freeze(model: PreTrainedModel, adapter: LoraConfig, device: torch.device | N
                     "it takes an NVIDIA GPU of the Hopper generation or newer; elsewhere: "
                     "adapter.base_precision=same, or adapter.method=qlora to save memory",
                 )
-            _replace(model, device, lambda layer: Fp8Linear(layer) if fits_fp8(layer) else layer)
+            _replace(model, device, _in_fp8)
     nn.Module.to(model, device)
 
 
@@ -186,6 +186,14 @@ def _replace(
     for name, linear in decoder_linears(model).items():
         if isinstance(linear, nn.Linear):
             model.set_submodule(name, made(linear.to(device)))
+
+
+def _in_fp8(linear: nn.Linear) -> nn.Module:
+    if not fits_fp8(linear):
+        return linear
+    made = Fp8Linear(linear)
+    check_products(made)
+    return made
 
 
 def _named(device: torch.device) -> str:

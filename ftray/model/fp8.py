@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ftray.errors import ModelError
+
 FP8 = torch.float8_e4m3fn
 _LARGEST = 448.0  # of e4m3
 _MULTIPLE = 16  # the GPU's product wants both sizes of a weight to be
@@ -78,6 +80,32 @@ def rows_in_fp8(rows: Tensor) -> Scaled:
     largest = exact.abs().amax(-1, keepdim=True).clamp(min=1e-12)
     values = (exact * (_LARGEST / largest)).clamp(-_LARGEST, _LARGEST)
     return Scaled(values.to(FP8), largest / _LARGEST)
+
+
+@torch.no_grad()
+def check_products(layer: Fp8Linear) -> None:
+    """Try both products of a layer where it lies: refuse a device on which one is not its own.
+
+    Numbers as small as gradients are. Two roundings of a product are some 4 % of it apart.
+    """
+    dense = layer.dequantized(torch.float32)
+    for wanted, weight, scale in (
+        (dense, layer.weight, layer.get_buffer("scale")),
+        (dense.t(), layer.transposed, layer.get_buffer("transposed_scale")),
+    ):
+        rows = torch.randn(64, wanted.shape[1], generator=torch.Generator().manual_seed(0))
+        rows = (1e-7 * rows).to(dense.device, torch.bfloat16)
+        expected = rows.float() @ wanted.t()
+        off = (_product(rows, weight, scale).float() - expected).norm() / expected.norm()
+        if not off < _ROOM:
+            raise ModelError(
+                f"adapter.base_precision=fp8: products here are {off:.0%} off what they should be",
+                "this device or this torch does not multiply them rightly: set"
+                " adapter.base_precision=same",
+            )
+
+
+_ROOM = 0.1
 
 
 def fits_fp8(linear: nn.Linear) -> bool:

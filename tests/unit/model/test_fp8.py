@@ -6,9 +6,10 @@ from torch import nn
 
 from ftray.config.run import LoraConfig, ModelConfig
 from ftray.errors import ModelError
-from ftray.model.adapter import attach
+from ftray.model.adapter import attach, lora_layers
 from ftray.model.base import load_base
-from ftray.model.fp8 import FP8, Fp8Linear, fits_fp8, rows_in_fp8, uncast
+from ftray.model.fp8 import FP8, Fp8Linear, check_products, fits_fp8, rows_in_fp8, uncast
+from ftray.model.loss import LanguageModel
 
 CPU = torch.device("cpu")
 
@@ -77,3 +78,39 @@ def test_a_device_that_does_not_multiply_fp8_is_refused(tiny_folder):
     with pytest.raises(ModelError, match="a CPU does not multiply 8-bit floats") as refused:
         attach(base, LoraConfig(base_precision="fp8"), seed=0)
     assert "adapter.method=qlora" in refused.value.hint
+
+
+@pytest.mark.parametrize("broken", ["weight", "transposed"])
+def test_products_that_are_not_the_layers_own_are_refused(broken):
+    quantized = Fp8Linear(linear())
+    check_products(quantized)
+    values = getattr(quantized, broken)
+    with torch.no_grad():
+        values.copy_(values.float().roll(1, 0).to(FP8))
+    with pytest.raises(ModelError, match="off what they should be"):
+        check_products(quantized)
+
+
+def test_adapters_over_an_8_bit_base_learn_as_over_a_whole_one(tiny_folder):
+    def losses(*, rounded: bool) -> list[float]:
+        base = load_base(tiny_folder, ModelConfig(name=str(tiny_folder)), CPU)
+        attached = attach(base, LoraConfig(rank=4), seed=0)
+        for layer in lora_layers(base) if rounded else []:
+            layer.base = Fp8Linear(layer.base)
+        model = LanguageModel(base, attached.routing)
+        optimizer = torch.optim.AdamW(attached.trainable.values(), lr=1e-2)
+        ids = torch.randint(3, 259, (4, 32), generator=torch.Generator().manual_seed(0))
+        labels = torch.cat([ids[:, 1:], torch.full((4, 1), -100)], 1)
+        found = []
+        for _ in range(30):
+            loss = model(ids, labels, torch.arange(32).expand(4, -1)) / 124
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            found.append(loss.item())
+        return found
+
+    exact, rounded = losses(rounded=False), losses(rounded=True)
+    fallen = exact[0] - exact[-1]
+    assert fallen > 1.5
+    assert rounded[0] - rounded[-1] == pytest.approx(fallen, rel=0.1)
