@@ -1,0 +1,205 @@
+"""How training scales with workers, and whether it stays right: `ftray train`, timed from outside.
+
+    python tests/bench/scaling.py [--workers 1,2,4,8] [--runs "lora-ddp 8B,full-fsdp 1.5B"]
+
+On GPUs over NCCL where there are several, else over gloo on CPUs, which only shows that it runs.
+README.md here says how to read it.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from machine import describe, load
+from scaling_forecast import FORECASTS, compared, forecast
+from scaling_kinds import ON_CPUS, ON_GPUS, Kind, Sizes, on_gpus, write_model, write_rows
+from scaling_runs import FailedError, Figures, measured, survived
+from scaling_tables import print_tables
+
+from ftray.model.shape import read_shape
+from ftray.train.memory import Worker
+from ftray.train.traffic import traffic
+
+RESULTS = Path(__file__).with_name("results")
+PACKAGES = ("ray", "torch", "transformers", "peft", "bitsandbytes", "numpy")
+SAME = {"cpu": 1e-4, "cuda": 2e-2}  # relative, of a step's loss: fp32, and bf16 with its 8 bits
+SURVIVES = Kind("full", "fsdp", "tiny", 2, 128)
+SURVIVES_STEPS, SAVE_EVERY = 60, 2  # enough that it can be paused before its end
+ENV = {
+    "HF_HUB_OFFLINE": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+logger = logging.getLogger("scaling")
+
+
+def main() -> None:
+    options = _options()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    os.environ.update(ENV)
+    device = "cuda" if on_gpus() else "cpu"
+    results: Figures = {"load_before": load(), "steps": options.steps}
+    with tempfile.TemporaryDirectory(prefix="ftray-bench-", dir=_roomy()) as made:
+        bench = Bench(Path(made), device, options.workers, options.steps, options.seconds)
+        results |= bench.all(_chosen(options, device))
+    results["load_after"] = load()
+    results["machine"] = {**describe(PACKAGES), "device": _device(device)}
+    results["forecast"] = [line for one in FORECASTS for line in forecast(one)]
+    path = options.out or RESULTS / f"scaling-{device}-{datetime.now(UTC):%Y-%m-%d}.json"
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    print_tables(results)
+
+
+@dataclass
+class Bench:
+    """The temporary folder, what is trained on, and until when a run may begin."""
+
+    folder: Path
+    device: str
+    workers: list[int]
+    steps: int
+    seconds: float
+    _began: float = field(default_factory=time.monotonic)
+    _models: dict[str, Path] = field(default_factory=dict)
+
+    def all(self, kinds: list[Kind]) -> Figures:
+        """Measure the links, each kind on each number of workers, and what survives."""
+        most = max(self.workers)
+        found: Figures = {"links": self._links(most), "runs": [], "survived": None, "missing": []}
+        others = [kind for kind in kinds if kind != SURVIVES]
+        for kind in [*others[:1], SURVIVES, *others[1:]]:
+            curves: list[Figures] = []
+            for workers in sorted(self.workers, reverse=True):
+                if workers < kind.least:
+                    continue
+                try:
+                    curves.append(self._one(kind, workers))
+                except FailedError as error:
+                    found["missing"].append(f"{kind.name} on {workers}: {error}")
+            found["runs"] += compared(curves, found["links"], SAME[self.device])
+            if kind == SURVIVES and curves and most > 1:
+                found["survived"] = self._survived(kind, most, curves[0])
+        return found
+
+    def _one(self, kind: Kind, workers: int) -> Figures:
+        left = self._left()
+        steps = SURVIVES_STEPS if kind == SURVIVES else self.steps
+        sizes = Sizes(workers, max(self.workers), steps, steps)
+        config = kind.config(self._model(kind.shape), self._rows(kind), self.folder, sizes)
+        figures = measured(config, self.folder, left)
+        rate, begun = figures["per_worker"], figures["first_step_after_seconds"]
+        logger.info("%s: %.0f tokens/s a worker, began after %.0f s", config.name, rate, begun)
+        shape = read_shape(self._model(kind.shape))
+        assert shape is not None
+        worker = Worker("gpu" if self.device == "cuda" else "cpu", workers, None, "")
+        sent = traffic(config, shape, worker, sizes.most // workers)
+        parts = {"gathered": sent.gathered, "scattered": sent.scattered, "summed": sent.summed}
+        return {"run": kind.name, **figures, "sent": parts}
+
+    def _survived(self, kind: Kind, workers: int, undisturbed: Figures) -> Figures:
+        sizes = Sizes(workers, workers, SURVIVES_STEPS, SAVE_EVERY)
+        paths = (self._model(kind.shape), self._rows(kind), self.folder)
+        config = kind.config(*paths, sizes)
+        config = config.model_copy(update={"name": "survives"})
+        scaling = config.scaling.model_copy(update={"num_workers": workers // 2})
+        fewer = config.model_copy(update={"scaling": scaling})
+        try:
+            found = survived(config, fewer, self.folder, self._left())
+        except FailedError as error:
+            return {"failed": str(error)}
+        pairs = zip(undisturbed["losses"], found["losses"], strict=True)
+        found["largest_difference"] = max(abs(a - b) / abs(a) for a, b in pairs)
+        found["is_same"] = found["largest_difference"] <= SAME[self.device]
+        return found
+
+    def _links(self, workers: int) -> Figures | None:
+        if workers == 1:
+            return None
+        answer = self.folder / "links.json"
+        program = Path(__file__).with_name("scaling_links.py")
+        subprocess.run([sys.executable, program, str(workers), answer], check=True)
+        found: Figures = json.loads(answer.read_text())
+        return found
+
+    def _left(self) -> float:
+        left = self.seconds - (time.monotonic() - self._began)
+        if left <= 0:
+            raise FailedError("not begun: --seconds were over")
+        return left
+
+    def _model(self, shape: str) -> Path:
+        """Write it when it is first asked for."""
+        if shape not in self._models:
+            folder = self.folder / f"model-{shape.lower()}"
+            # in a process of its own, which takes what it has on a GPU with it
+            writer = get_context("spawn").Process(target=write_model, args=(shape, folder))
+            writer.start()
+            writer.join()
+            self._models[shape] = folder
+        return self._models[shape]
+
+    def _rows(self, kind: Kind) -> Path:
+        file = self.folder / f"rows-{kind.length}.jsonl"
+        if not file.exists():
+            write_rows(4 * max(self.workers) * kind.micro, kind.length, file)
+        return file
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--workers", type=_numbers, help="as 1,2,4; else 1, 2, 4 … up to the GPUs")
+    parser.add_argument("--runs", help="names of runs, comma between; else those of the device")
+    parser.add_argument("--steps", type=int, default=12, help="steps of each run; 3 do not count")
+    parser.add_argument("--seconds", type=float, default=3600, help="no run begins after that")
+    parser.add_argument("--out", type=Path, help="where the result goes; else to results/")
+    options = parser.parse_args()
+    most = torch.cuda.device_count() if on_gpus() else 4
+    options.workers = options.workers or [n for n in (1, 2, 4, 8) if n <= most]
+    return options
+
+
+def _numbers(text: str) -> list[int]:
+    return sorted(int(number) for number in text.split(","))
+
+
+def _chosen(options: argparse.Namespace, device: str) -> list[Kind]:
+    known = {kind.name: kind for kind in (*ON_GPUS, *ON_CPUS)}
+    if options.runs is None:
+        usual = ON_GPUS if device == "cuda" else ON_CPUS
+        return [kind for kind in usual if kind.shape != "70B"]
+    if unknown := [name for name in options.runs.split(",") if name not in known]:
+        raise SystemExit(f"no run is called {', '.join(unknown)}; there are {', '.join(known)}")
+    return [known[name] for name in options.runs.split(",")]
+
+
+def _roomy() -> str | None:
+    """Memory where there is much of it, for weights are loaded by each worker of each run."""
+    memory = Path("/dev/shm")
+    has_room = memory.is_dir() and shutil.disk_usage(memory).free > 80e9
+    return str(memory) if has_room else None
+
+
+def _device(device: str) -> str:
+    if device == "cpu":
+        return "CPU"
+    return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
+
+
+if __name__ == "__main__":
+    main()
