@@ -265,7 +265,7 @@ def _checkpoints(row: JobRow, found: Result) -> list[CheckpointRow]:
             step=(step := int(record.metrics.get("step") or 0)),
             created=record.created,
             model=f"{record.model}:ckpt-step-{step}",
-            metrics=checkpoint_metrics(record),
+            metrics=checkpoint_metrics(record, found),
         )
         for record in found.checkpoints
     ]

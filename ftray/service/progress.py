@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,7 @@ class Result:
 
     result: AdapterRecord
     checkpoints: Sequence[AdapterRecord]  # with the result, by step
+    valid_losses: Mapping[int, float | None]  # by step, where it was measured
     tokens: int
     table: bytes
 
@@ -107,25 +108,22 @@ def read_result(root: str, job: JobRow) -> Result | None:
     ordered = [by_step[step] for step in sorted(by_step) if step > 0]
     lines = [] if job.space is not None else runs.read_metrics(Run(root, f"ft-{job.short}"))
     tokens = sum(line["tokens"] for line in lines if "loss" in line)
-    return Result(results[-1], ordered, tokens, _table(lines))
+    evals = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    return Result(results[-1], ordered, evals, tokens, _table(lines, evals))
 
 
-def checkpoint_metrics(record: AdapterRecord) -> dict[str, Any]:
-    """Return a checkpoint's numbers under OpenAI's names."""
-    known = record.metrics
-    return {
-        "step": int(known.get("step") or 0),
-        "train_loss": known.get("loss"),
-        "valid_loss": known.get("eval_loss"),
-        "full_valid_loss": known.get("eval_loss"),
-    }
+def checkpoint_metrics(record: AdapterRecord, found: Result) -> dict[str, Any]:
+    """Return a checkpoint's numbers under OpenAI's names; the whole validation file is measured."""
+    step = int(record.metrics.get("step") or 0)
+    valid = found.valid_losses.get(step)
+    loss = record.metrics.get("loss")
+    return {"step": step, "train_loss": loss, "valid_loss": valid, "full_valid_loss": valid}
 
 
-def _table(lines: Sequence[Metrics]) -> bytes:
+def _table(lines: Sequence[Metrics], evals: Mapping[int, float | None]) -> bytes:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["step", "train_loss", "valid_loss"])
-    evals = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     for line in lines:
         if "loss" in line:
             table.writerow([line["step"], line["loss"], evals.get(line["step"], "")])

@@ -48,7 +48,10 @@ def follow(client: openai.OpenAI, base: str, epochs: int = 3, **more):
     assert job.status == "succeeded", (job.error, seen)
 
 
-@pytest.mark.parametrize("url", ["sqlite", pytest.param("postgresql")], indirect=True)
+DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.full)]
+
+
+@pytest.mark.parametrize("url", DATABASES, indirect=True)
 def test_the_guide_leads_to_a_model_that_answers(hosted, small_model: Path):
     client = hosted.client()
     *_, job = follow(client, str(small_model))

@@ -105,7 +105,7 @@ def serving(
     models = RegistryModels(root, Base(ECHO_BASE, "f" * 64, tiny, "b" * 64))
     service = Service(LocalEngines(EchoEngine(tiny)), models, access=access)
     files = Files(database, root, FilesConfig(max_bytes=200_000, max_rows=1000))
-    config = JobsConfig(retry_seconds=0.05)
+    config = JobsConfig(retry_seconds=0.05, max_failures=2)
     tuning = Tuning(
         files, Jobs(database, root, ModelConfig(name=ECHO_BASE), config, 0.0), lambda: None
     )

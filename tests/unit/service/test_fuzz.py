@@ -75,13 +75,13 @@ def begin(place: Place) -> tuple[str, dict[str, str]]:
 
 def test_hundreds_of_odd_requests_yield_no_500_and_nothing_of_others(file_place: Place):
     other, ids = begin(file_place)
-    with_key = fuzz(file_place, other, ids, 15)
+    with_key = fuzz(file_place, other, ids, 8)
     assert with_key[200] > 5
-    assert with_key[400] > 40
-    assert with_key[404] > 20
-    without = fuzz(file_place, None, ids, 5)
+    assert with_key[400] > 20
+    assert with_key[404] > 10
+    without = fuzz(file_place, None, ids, 3)
     assert set(without) <= {200, 400, 401, 404, 405}
-    assert without[401] > 30
+    assert without[401] > 15
 
 
 @pytest.mark.full

@@ -60,6 +60,7 @@ def work(run, config):
         line = {"step": step, "loss": 1.0 / step, "tokens": 10, "learning_rate": 1e-4}
         with open(Path(run.folder) / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({"step": step, "eval_loss": 2.0 / step}) + "\n")
         if seed == 100 and starts == 1:
             time.sleep(60)
     publish(run, config, 2, 2)
