@@ -83,17 +83,21 @@ def _attended(
 ) -> Tensor:
     """[rows, heads, length, width] → [rows, length, heads, width]."""
     rows, _, length, width = query.shape
-    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast rotates in fp32
+    exact, half = value.dtype, value.dtype
+    if value.is_cuda and exact == torch.float32:  # outside of autocast
+        half = torch.bfloat16
+    query, key, value = query.to(half), key.to(half), value.to(half)  # autocast rotates in fp32
     scale, starts = told["scaling"], told.get("cu_seq_lens_q")
     if starts is None:
         dense = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scale, enable_gqa=True
         )
-        return dense.transpose(1, 2)
+        return dense.transpose(1, 2).to(exact)
     query, key, value = (
         one.transpose(1, 2).reshape(rows * length, -1, width) for one in (query, key, value)
     )
-    return attend(query, key, value, starts, length, scale).view(rows, length, -1, width)
+    out = attend(query, key, value, starts, length, scale)
+    return out.view(rows, length, -1, width).to(exact)
 
 
 @torch.library.custom_op("ftray::documents", mutates_args=(), device_types="cuda")

@@ -18,6 +18,7 @@ from ftray.model.attention import DOCUMENTS, set_attention, takes_documents
 from ftray.model.base import load_base, resolve_dtype
 from ftray.model.fp8 import uncast
 from ftray.model.loss import LanguageModel
+from ftray.train.advice import EXPERIMENTAL
 from ftray.train.memory import compiles
 from ftray.train.parallel import Place, replicate, shard
 
@@ -70,9 +71,7 @@ def build_trainee(config: RunConfig, folder: Path, place: Place, root: str) -> T
     full = isinstance(config.adapter, FullConfig)
     is_sharded = config.strategy == "fsdp"
     if place.is_first:
-        reason = "weights are sharded" if is_sharded else "each worker holds the whole model"
-        logger.info("scaling.strategy=%s: %s", config.strategy, reason)
-        logger.info("model.dtype=%s on %s", str(dtype).removeprefix("torch."), place.device)
+        _tell(config, f"{str(dtype).removeprefix('torch.')} on {place.device}")
         logger.info("train.compile=%s: %s", str(compiled).lower(), why)
     if is_sharded:
         shard(model, attached.trainable, compute=dtype if full else None)
@@ -84,6 +83,16 @@ def build_trainee(config: RunConfig, folder: Path, place: Place, root: str) -> T
         dtype=dtype,
         row_length=config.data.max_length if compiled and config.data.packing else None,
     )
+
+
+def _tell(config: RunConfig, precision: str) -> None:
+    is_sharded = config.strategy == "fsdp"
+    reason = "weights are sharded" if is_sharded else "each worker holds the whole model"
+    logger.info("scaling.strategy=%s: %s", config.strategy, reason)
+    logger.info("model.dtype=%s", precision)
+    match config.adapter:
+        case LoraConfig(base_precision="fp8"):
+            logger.warning("%s", EXPERIMENTAL)
 
 
 def is_compiled(train: TrainConfig, device: torch.device) -> tuple[bool, str]:

@@ -267,6 +267,7 @@ def test_nothing_is_invented_for_an_unknown_model_or_cluster():
         ({"data__eval": "gone.jsonl"}, "data.eval: nothing at gone.jsonl"),
         ({"data__chat_template": "gone.jinja"}, "data.chat_template: no file at gone.jinja"),
         ({"adapter.target": ["q_prj", "mlp.up_proj"]}, "is called 'q_prj'; did you mean 'q_proj'?"),
+        ({"adapter__base_precision": "fp8"}, "fp8 is experimental"),
         ({}, "data.eval is not set"),
     ],
 )
