@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from ftray.config.base import Config, Tree, apply, parse_overrides, read_tree, validated
 from ftray.config.run import ModelConfig
@@ -108,6 +108,11 @@ class JobsConfig(Config):
     """After a job's end its run's folder goes; its model, events and numbers stay."""
 
 
+def _absolute(path: str) -> str:
+    """The server runs in another folder than the command that gave the path."""
+    return str(Path(path).absolute())
+
+
 class ServeConfig(Config):
     """One base model with all adapters of a storage root that were made for it."""
 
@@ -122,6 +127,8 @@ class ServeConfig(Config):
     """open_until_first_key: anybody who reaches the port, until `ftray keys create`."""
     deadline_seconds: PositiveFloat = 600.0
     """For a whole answer, its waiting included."""
+    access_log: Annotated[str, AfterValidator(_absolute)] | None = None
+    """File for one JSON line a request, without its text; null: Ray's log of the HTTP side."""
     otlp: str | None = None
     """OpenTelemetry's collector (http://host:4318), told of each request; needs ftray[otel]."""
     files: FilesConfig = Field(default_factory=FilesConfig)

@@ -1,7 +1,6 @@
 """The Ray Serve application: HTTP in front, engines behind. `deploy/serve.yaml` names `build`."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,6 +20,7 @@ from ftray.config.serve import ServeConfig
 from ftray.model.base import fetch, fingerprint, tokenizer_digest
 from ftray.serve.fleet import Fleet
 from ftray.serve.openai.app import create_api
+from ftray.serve.openai.edge import keep_access_log
 from ftray.serve.openai.models import Base, RegistryModels
 from ftray.serve.openai.service import Service, Settings
 from ftray.serve.replica import EngineReplica
@@ -76,6 +76,7 @@ class Front:
         base, root = await asyncio.to_thread(_base, config)
         database = await asyncio.to_thread(open_database, database_url(root, config.database))
         is_open = config.access == "open_until_first_key"
+        keep_access_log(config.access_log)
         self._access = KeyAccess(database, open_until_first_key=is_open)
         self.root, self.database = root, database
         self.service = Service(
@@ -88,7 +89,6 @@ class Front:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve asks for the application once this is made."""
-        logging.getLogger("ftray.access").setLevel(logging.INFO)
         return create_api(self.service, self.lifespan)
 
     @asynccontextmanager

@@ -1,8 +1,11 @@
 """The engine as a Ray Serve deployment: one replica holds one copy of the base model."""
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator
 
+import psutil
 import torch
 
 from ftray import registry, storage
@@ -162,8 +165,14 @@ def _limits(engine: EngineConfig) -> EngineLimits:
         adapter_bytes=int(engine.adapter_gib * 2**30),
         prefill_tokens=engine.prefill_tokens,
         max_length=engine.max_length,
-        threads=engine.threads or torch.get_num_threads(),
+        threads=engine.threads or _cores(),
     )
+
+
+def _cores() -> int:
+    """What torch would take by itself, had Ray not set OMP_NUM_THREADS to the actor's num_cpus."""
+    here = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(here, psutil.cpu_count(logical=False) or here)
 
 
 def _pinned(config: ServeConfig, ref: str) -> AdapterSource:

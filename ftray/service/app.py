@@ -122,5 +122,4 @@ class ServiceApi(Front):
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve asks for the application once this is made."""
-        logging.getLogger("ftray.access").setLevel(logging.INFO)
         return create_service_api(self.service, self._tuning, self.lifespan)

@@ -5,6 +5,7 @@ import logging
 import re
 import time
 import uuid
+from logging.handlers import WatchedFileHandler
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,6 +18,15 @@ logger = logging.getLogger(__name__)
 access_log = logging.getLogger("ftray.access")
 
 _SERVED = ("/v1/chat/completions", "/v1/completions")  # whose requests are counted by model
+
+
+def keep_access_log(path: str | None) -> None:
+    """Write the access log of this process to a file, or to stderr, whatever else logs there."""
+    handler = WatchedFileHandler(path, encoding="utf-8") if path else logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    access_log.setLevel(logging.INFO)
+    access_log.propagate = False
+    access_log.handlers = [handler]
 
 
 class Edge:

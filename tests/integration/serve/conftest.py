@@ -116,6 +116,7 @@ def served(
         "engine.kv_gib=0.2",
         "engine.threads=1",
         f"otlp={collector[0]}",
+        f"access_log={Path(zoo.root).parent / 'access.jsonl'}",
     ]
     server = Server(tmp_path_factory.mktemp("server"), settings)
     try:

@@ -3,6 +3,7 @@
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import pytest
@@ -118,6 +119,18 @@ def test_a_key_is_needed_from_the_first_one_on_and_has_limits(served):
         slow.completions.create(**asked)
     assert limited.value.code == "rate_limit_exceeded"
     assert int(limited.value.response.headers["retry-after"]) > 0
+
+
+def test_a_request_leaves_one_line_in_the_access_log_without_its_text(served):
+    raw = served.client.chat.completions.with_raw_response.create(
+        model="bee", messages=[{"role": "user", "content": "A word for nobody else"}], max_tokens=4
+    )
+    log = Path(served.zoo.root).parent / "access.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    [line] = [line for line in lines if line["request"] == raw.headers["x-request-id"]]
+    assert (line["path"], line["status"]) == ("/v1/chat/completions", 200)
+    assert (line["version"], line["answer_tokens"]) == ("bee@1", 4)
+    assert "nobody else" not in log.read_text()
 
 
 def test_a_request_is_followed_from_http_into_the_engine_by_spans(served):

@@ -38,6 +38,11 @@ def test_any_address_will_do_where_keys_are_asked_for():
     assert load_served(None, ["http.host=0.0.0.0", "access=keys"]).http.host == "0.0.0.0"
 
 
+def test_a_log_is_where_the_command_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_served(None, ["access_log=a.jsonl"]).app.access_log == str(tmp_path / "a.jsonl")
+
+
 @pytest.mark.parametrize(
     "change",
     [{"applications": []}, {"applications": [{"import_path": "other:app"}]}],

@@ -7,6 +7,7 @@ import logging
 import openai
 import pytest
 
+from ftray.serve.openai.edge import access_log, keep_access_log
 from ftray.serve.openai.service import Settings
 
 PATH = "/v1/chat/completions"
@@ -108,6 +109,22 @@ def test_every_request_leaves_one_line_without_its_text(server, send, caplog, wa
     assert line["prompt_tokens"] == usage["prompt_tokens"]
     assert line["first_token_seconds"] <= line["seconds"]
     assert "secret" not in text
+
+
+def test_the_lines_go_to_a_file_even_if_that_was_moved_away(
+    server, send, tmp_path, monkeypatch, wait_for
+):
+    for name in ("handlers", "level", "propagate"):
+        monkeypatch.setattr(access_log, name, getattr(access_log, name))
+    log = tmp_path / "access.jsonl"
+    keep_access_log(str(log))
+    first = send(server, "GET", "/healthz").headers["x-request-id"]
+    assert wait_for(lambda: first in log.read_text())
+    log.rename(tmp_path / "access.1.jsonl")  # as logrotate does
+    second = send(server, "GET", "/healthz").headers["x-request-id"]
+    assert wait_for(lambda: log.exists() and second in log.read_text())
+    assert json.loads(log.read_text())["path"] == "/healthz"
+    access_log.handlers[0].close()
 
 
 def test_metrics_count_by_model_version_and_code(serve, root, send):
