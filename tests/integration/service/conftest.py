@@ -1,6 +1,5 @@
 """The service on a cluster of its own, with the built-in model cut to two layers."""
 
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for what these tests share with the soak
 
+from head import free_port
 from hosted import Hosted
 
 
@@ -26,15 +26,8 @@ def hosted(
         "access": "open_until_first_key",
         "jobs": {"retry_seconds": 1},
     }
-    found = Hosted(tmp_path / "host", app, (free_port(), free_port()))
+    found = Hosted(tmp_path / "host", app, free_port())
     try:
         yield found.wait_until_ready()
     finally:
         found.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -12,16 +12,16 @@ import openai
 import psutil
 
 HOST = Path(__file__).with_name("host.py")
-_START_SECONDS = 150.0
+_START_SECONDS = 240.0
 
 
 class Hosted:
     """A service that ends, with all that belongs to it, when it is closed."""
 
-    def __init__(self, folder: Path, app: dict[str, Any], ports: tuple[int, int]) -> None:
+    def __init__(self, folder: Path, app: dict[str, Any], port: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "config.json"
-        config.write_text(json.dumps({"port": ports[0], "dashboard": ports[1], "app": app}))
+        config.write_text(json.dumps({"port": port, "app": app}))
         self._log = folder / "log.txt"
         self._out = folder / "out.txt"
         with self._out.open("wb") as out, self._log.open("wb") as log:
@@ -33,7 +33,7 @@ class Hosted:
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
             )
-        self.url = f"http://127.0.0.1:{ports[0]}"
+        self.url = f"http://127.0.0.1:{port}"
 
     def wait_until_ready(self) -> "Hosted":
         end = time.monotonic() + _START_SECONDS

@@ -12,14 +12,12 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
-import ray
-
 sys.path.append(str(Path(__file__).parents[2]))
 sys.path.append(str(Path(__file__).parents[2] / "unit" / "service"))
 
-from conftest import tiny_tokenizer
-from host import own_address
+from head import ray_head
 from place import Place, serving, submit, upload
+from tiny import tiny_tokenizer
 
 from ftray import jobs
 from ftray.accounts.grant import Quota
@@ -38,15 +36,7 @@ def main() -> int:
     given = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ftray-soak-")))
-        ray.init(
-            "local",
-            num_cpus=4,
-            include_dashboard=True,
-            object_store_memory=100_000_000,
-            log_to_driver=False,
-            _node_ip_address=own_address(),
-        )
-        stack.callback(ray.shutdown)
+        stack.enter_context(ray_head(cpus=4))
         address = jobs.here()
         assert address is not None
         url = given.database or f"sqlite:///{folder}/accounts.db"
