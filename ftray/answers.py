@@ -11,7 +11,8 @@ from rich.console import RenderableType
 from ftray import commands
 from ftray.accounts.grant import GIB, ROLES, Grant, Quota
 from ftray.errors import DataError, StorageError
-from ftray.screen import adapters, data, disk, keys, plans, projects, runs, serving, tuning
+from ftray.screen import adapters, data, disk, jobs, keys, plans, projects, runs, serving, tuning
+from ftray.submit.asked import How
 
 USUAL = -1  # a limit that was not given
 
@@ -209,15 +210,68 @@ def list_usage(given: Namespace) -> Answer:
     return Answer(found, keys.usage(found, daily=given.daily))
 
 
+def submit(given: Namespace) -> Answer:
+    """The job that a run or a search has become."""
+    how = How(given.key, tuple(given.env or ()), given.overwrite, given.wait)
+    found = commands.submit(
+        given.run, given.overrides, cluster=given.cluster, space=given.space, how=how
+    )
+    return Answer(found, jobs.submitted(found))
+
+
+def list_jobs(given: Namespace) -> Answer:
+    """Every job, one a line."""
+    found = commands.list_jobs(cluster=given.cluster)
+    return Answer(found, jobs.jobs(found))
+
+
+def show_job(given: Namespace) -> Answer:
+    """What is known of one job."""
+    found = commands.show_job(given.id, cluster=given.cluster)
+    return Answer(found, jobs.job(found))
+
+
+def job_logs(given: Namespace) -> Answer:
+    """What a job has written."""
+    pieces = commands.job_logs(given.id, cluster=given.cluster, follow=given.follow)
+    if given.json:
+        text = "".join(pieces)
+        return Answer({"id": given.id, "log": text}, text)
+    return Answer(None, "", goes_on=pieces)
+
+
+def stop_job(given: Namespace) -> Answer:
+    """How a job is that was asked to end."""
+    found = commands.stop_job(given.id, cluster=given.cluster)
+    return Answer(found, jobs.stopped(found))
+
+
 def serve(given: Namespace) -> Answer:
     """Where a server answers; it does until Ctrl-C."""
-    is_file = given.file is not None and "=" not in given.file
-    first = [] if given.file is None or is_file else [given.file]
-    changes = [*first, *given.overrides]
+    file, changes = _file_and_changes(given)
     stack = ExitStack()
-    file = given.file if is_file else None
     running = stack.enter_context(commands.serve(file, changes, cluster=given.cluster))
     return Answer(running, serving.running(running), goes_on=_until_interrupted(stack))
+
+
+def up(given: Namespace) -> Answer:
+    """What runs where, after this command."""
+    file, changes = _file_and_changes(given)
+    found = commands.up(file, changes, cluster=given.cluster)
+    return Answer(found, serving.up(found))
+
+
+def down(given: Namespace) -> Answer:
+    """What was stopped."""
+    found = commands.down()
+    return Answer(found, serving.down(found))
+
+
+def _file_and_changes(given: Namespace) -> tuple[str | None, list[str]]:
+    """Tell a file from the first of the overrides."""
+    is_file = given.file is not None and "=" not in given.file
+    first = [] if given.file is None or is_file else [given.file]
+    return given.file if is_file else None, [*first, *given.overrides]
 
 
 def _until_interrupted(stack: ExitStack) -> Iterator[str]:

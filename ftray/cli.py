@@ -72,6 +72,7 @@ from nothing to a tuned model:
   ftray eval NAME held-out.jsonl    loss, perplexity, exact match
   ftray serve                       an OpenAI-compatible server of all that was published
   ftray chat NAME                   talk to it
+  ftray up; ftray submit train run.yaml    a cluster that stays, and a job for it
 
 exit codes: 0 ok, 1 bug, 2 config, 3 data, 4 cluster, 5 train,
   6 registry, 7 serve, 8 storage, 130 interrupted

@@ -11,19 +11,11 @@ from ftray import storage
 from ftray.config.cluster import READ_CPUS
 from ftray.config.run import ScalingConfig
 from ftray.errors import ClusterError
+from ftray.machines import Node as Node
+from ftray.machines import nodes as nodes
+from ftray.machines import stock
 
 _GPU_WORKER_CPUS = 4.0  # more than a training loop on a GPU can use
-
-
-@dataclass(frozen=True)
-class Node:
-    """One alive machine of the cluster: what Ray may hand out on it."""
-
-    id: str
-    name: str  # its address
-    cpus: float
-    gpus: float
-    memory: float  # bytes
 
 
 @dataclass(frozen=True)
@@ -38,21 +30,6 @@ class Allotment:
     def __str__(self) -> str:
         gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
         return f"{self.workers} workers of {self.cpus:g} CPUs{gpus}"
-
-
-def nodes() -> list[Node]:
-    """Return the cluster's alive machines."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    return [
-        Node(
-            node["NodeID"],
-            node["NodeManagerAddress"],
-            node["Resources"].get("CPU", 0.0),
-            node["Resources"].get("GPU", 0.0),
-            node["Resources"].get("memory", 0.0),
-        )
-        for node in alive
-    ]
 
 
 def allot(scaling: ScalingConfig, machines: list[Node], most: int | None = None) -> Allotment:
@@ -92,16 +69,17 @@ def check_fit(wanted: Allotment, memory_per_worker: int | None, machines: list[N
     if wanted.workers * wanted.gpus > has_gpus:
         raise ClusterError(
             f"{wanted.workers} workers × {wanted.gpus:g} GPUs need {wanted.workers * wanted.gpus:g}"
-            f" GPUs; the cluster has {has_gpus:g}",
-            "lower scaling.num_workers, or set scaling.gpus_per_worker=0 to train on CPUs",
+            f" GPUs; the cluster has {_gpus(machines)}",
+            f"{_wait(machines)}lower scaling.num_workers, or set scaling.gpus_per_worker=0 to train"
+            " on CPUs",
         )
     has_cpus = sum(node.cpus for node in machines)
     needs_cpus = wanted.workers * wanted.cpus + READ_CPUS
     if needs_cpus > has_cpus + 1e-6:
         raise ClusterError(
             f"{wanted.workers} workers × {wanted.cpus:g} CPUs + {READ_CPUS:g} for reading data"
-            f" need {needs_cpus:g} CPUs; the cluster has {has_cpus:g}",
-            "set scaling.cpus_per_worker=auto, or lower scaling.num_workers",
+            f" need {needs_cpus:g} CPUs; the cluster has {_cpus(machines)}",
+            f"{_wait(machines)}set scaling.cpus_per_worker=auto, or lower scaling.num_workers",
         )
     places = sum(_room(node, wanted, None) for node in machines)
     if places < wanted.workers:
@@ -147,7 +125,23 @@ def free_resources() -> str:
         for kind in ("GPU", "CPU")
         if kind in total
     ]
-    return ", ".join(parts) or "no resources at all"
+    others = dict.fromkeys(held.by for node in nodes() for held in node.held)
+    users = f" (used by {', '.join(others)})" if others else ""
+    return (", ".join(parts) or "no resources at all") + users
+
+
+def _gpus(machines: list[Node]) -> str:
+    used = [(held.by, held.gpus) for node in machines for held in node.held]
+    return stock(sum(node.gpus for node in machines), used)
+
+
+def _cpus(machines: list[Node]) -> str:
+    used = [(held.by, held.cpus) for node in machines for held in node.held]
+    return stock(sum(node.cpus for node in machines), used)
+
+
+def _wait(machines: list[Node]) -> str:
+    return "wait until more is free, " if any(node.held for node in machines) else ""
 
 
 def _fits(wanted: Allotment, machines: list[Node]) -> bool:

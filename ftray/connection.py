@@ -14,11 +14,20 @@ from typing import Any
 
 import psutil
 import ray
+from ray._raylet import (  # type: ignore[attr-defined]  # compiled, without types
+    AuthenticationTokenLoader,
+    Config,
+)
+from ray.exceptions import AuthenticationError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ftray import credentials
 from ftray.config.cluster import ClusterConfig
-from ftray.errors import ClusterError
+from ftray.errors import ClusterError, first_line
+from ftray.versions import Versions, versions
 
 _OBJECT_STORE_BYTES = 2 * 2**30
+_ANSWER_SECONDS = 30.0  # for a machine to start a process and import ftray
 
 
 @dataclass(frozen=True)
@@ -72,29 +81,72 @@ def _when_killed(handler: Callable[[int, FrameType | None], Any] | int | None) -
 
 
 def _connect(config: ClusterConfig) -> None:
+    if config.token_file is not None:
+        credentials.use_token(config.token_file)
+        Config.initialize("")  # Ray has read the environment when it was imported
+        AuthenticationTokenLoader.instance().reset_cache()
+    elif config.address == "local" and not credentials.is_given():
+        credentials.use_own_token()
     try:
         if config.address == "local":
-            store = config.object_store_memory
-            ray.init(
-                "local",
-                num_cpus=config.num_cpus,
-                num_gpus=config.num_gpus,
-                object_store_memory=store or _object_store_bytes(),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address=_own_address(),
-            )
+            _start(config)
         else:
             ray.init(config.address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
         raise ClusterError(
             f"cannot connect to the Ray cluster at '{config.address}': {error}",
             "check the address in the cluster file, and that the cluster is up (ray status)",
         ) from None
+    if config.address != "local":
+        _check_versions()
 
 
-def _own_address() -> str | None:
+def _start(config: ClusterConfig) -> None:
+    ray.init(
+        "local",
+        num_cpus=config.num_cpus,
+        num_gpus=config.num_gpus,
+        object_store_memory=config.object_store_memory or object_store_bytes(),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address=own_address(),
+    )
+
+
+def _check_versions() -> None:
+    """Raise ClusterError if a machine of the cluster has another ftray, or none.
+
+    Ray itself compares Ray and Python with the head's when it connects.
+    """
+    asked = ray.remote(num_cpus=0)(versions)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    answers = {
+        node["NodeManagerAddress"]: asked.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote()
+        for node in alive
+    }
+    mine = versions()
+    for name, answer in answers.items():
+        try:
+            theirs: Versions = ray.get(answer, timeout=_ANSWER_SECONDS)
+        except RayTaskError as error:
+            ray.shutdown()
+            raise ClusterError(
+                f"{name} cannot run ftray: {first_line(error.cause or error)}",
+                f"install ftray {mine.ftray} on every machine of the cluster",
+            ) from None
+        except RayError:
+            continue  # a machine that has just died: Ray takes it for alive for a while
+        if theirs != mine:
+            ray.shutdown()
+            raise ClusterError(
+                f"{name} runs {theirs}; here it is {mine}", "install the same on all machines"
+            )
+
+
+def own_address() -> str | None:
     """Return a loopback address that no other Ray of this machine has, if the machine gives one.
 
     Every Ray wants port 52365 of its address for an agent (2.60): on an address that it shares with
@@ -109,5 +161,6 @@ def _own_address() -> str | None:
     return address
 
 
-def _object_store_bytes() -> int:
+def object_store_bytes() -> int:
+    """Return how much memory Ray gets for data blocks unless a cluster file says: not its 30%."""
     return min(_OBJECT_STORE_BYTES, int(psutil.virtual_memory().total * 0.1))

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ftray.commands.clusters import down, maybe_cluster, up
+from ftray.commands.jobs import job_logs, list_jobs, show_job, stop_job, submit
 from ftray.commands.keys import NewKey, create_key, list_keys, list_usage, revoke_key
 from ftray.commands.projects import audit_log, list_projects, set_project
 from ftray.errors import ConfigError, did_you_mean
@@ -35,11 +37,18 @@ __all__ = [
     "NewKey",
     "audit_log",
     "create_key",
+    "down",
+    "job_logs",
+    "list_jobs",
     "list_keys",
     "list_projects",
     "list_usage",
     "revoke_key",
     "set_project",
+    "show_job",
+    "stop_job",
+    "submit",
+    "up",
 ]
 
 
@@ -96,7 +105,6 @@ def presets() -> list[str]:
 
 def check(run: str, overrides: Sequence[str] = (), *, cluster: str | None = None) -> "Plan":
     """Plan a run without starting anything: batches, parameters, memory, verdict, warnings."""
-    from ftray.config.cluster import load_cluster
     from ftray.config.run import load_run
     from ftray.model.shape import shape_of
     from ftray.storage import storage_root
@@ -104,7 +112,7 @@ def check(run: str, overrides: Sequence[str] = (), *, cluster: str | None = None
     from ftray.train.plan import make_plan
 
     config = load_run(Path(run), overrides)
-    on = None if cluster is None else load_cluster(Path(cluster))
+    on = maybe_cluster(cluster)
     shape = shape_of(config.model.name, config.model.revision, storage_root(config.storage))
     return make_plan(config, shape, on, this_machine())
 
@@ -113,12 +121,11 @@ def train(
     run: str, overrides: Sequence[str] = (), *, cluster: str | None = None, overwrite: bool = False
 ) -> "RunResult":
     """Train a run, or go on with one that was interrupted, and publish its adapter."""
-    from ftray.config.cluster import load_cluster
     from ftray.config.run import load_run
     from ftray.connection import connecting
 
     config = load_run(Path(run), overrides)
-    on = None if cluster is None else load_cluster(Path(cluster))
+    on = maybe_cluster(cluster)
     with connecting(on) as connection:  # Ray starts beside the import of torch
         from ftray.train.fit import fit
 
@@ -137,7 +144,6 @@ def tune(
 
     Overrides that begin with `search.` are of the space file, the others of the run.
     """
-    from ftray.config.cluster import load_cluster
     from ftray.config.run import load_run
     from ftray.config.search import load_search, split_overrides
     from ftray.connection import connecting
@@ -145,7 +151,7 @@ def tune(
     of_run, of_search = split_overrides(overrides)
     config = load_run(Path(run), of_run)
     asked = load_search(Path(space), config, of_search)
-    on = None if cluster is None else load_cluster(Path(cluster))
+    on = maybe_cluster(cluster)
     with connecting(on) as connection:  # Ray starts beside the import of torch
         from ftray.tune.search import search
 
@@ -177,12 +183,11 @@ def check_data(
     html: str | None = None,
 ) -> "Examined":
     """Measure a run's data, and write a page about it; what its limits refuse is in the verdict."""
-    from ftray.config.cluster import load_cluster
     from ftray.config.run import load_run
     from ftray.train.examine import examine
 
     config = load_run(Path(run), overrides)
-    on = None if cluster is None else load_cluster(Path(cluster))
+    on = maybe_cluster(cluster)
     return examine(config, on=on, html=html)
 
 
@@ -323,12 +328,11 @@ def serve(
 
     `file` is Ray Serve's own config (deploy/serve.yaml); None: the built-in base on loopback.
     """
-    from ftray.config.cluster import load_cluster
     from ftray.config.serve import load_served
     from ftray.serve.server import serving
 
     served = load_served(None if file is None else Path(file), list(overrides))
-    on = None if cluster is None else load_cluster(Path(cluster))
+    on = maybe_cluster(cluster)
     with serving(served.app, served.http, on) as running:
         yield running
 

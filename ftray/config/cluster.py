@@ -41,6 +41,14 @@ class ClusterConfig(Config):
     """For address local: GPUs that Ray hands out; null: all."""
     object_store_memory: Annotated[int, Field(ge=MIN_OBJECT_STORE)] | None = None
     """For address local: bytes of shared memory for data blocks; null: Ray's 30% of memory."""
+    jobs: str | None = None
+    """The cluster's dashboard, as http://head.example:8265: what `ftray submit` and `jobs` ask."""
+    token_file: str | None = None
+    """Holds Ray's token; null: RAY_AUTH_TOKEN, or the file that RAY_AUTH_TOKEN_PATH names."""
+    shared_files: bool = False
+    """Its machines see this one's files under the same paths: nothing has to be uploaded."""
+    upload_gib: PositiveFloat = 2.0
+    """The most that `ftray submit` uploads of a run's local data: more is better copied once."""
     nodes: list[NodesConfig] = Field(default_factory=list)
     """What the machines have; none with address local: this machine."""
 
@@ -59,7 +67,21 @@ class ClusterConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _jobs_go_where_it_is(self) -> Self:
+        if self.jobs is None:
+            return self
+        if not re.fullmatch(r"https?://[^\s/:]+(:\d+)?/?", self.jobs):
+            raise ValueError(f"jobs: expected http://host:port, found '{self.jobs}'")
+        if self.address == "local":
+            raise ValueError("address is missing: auto on the head node, else ray://host:port")
+        return self
+
 
 def load_cluster(path: Path) -> ClusterConfig:
-    """Read a cluster file such as cluster/local.yaml."""
-    return validated(ClusterConfig, read_tree(path), source=str(path))
+    """Read a cluster file such as cluster/local.yaml; its token file counts from its folder."""
+    tree = read_tree(path)
+    file = tree.get("token_file")
+    if isinstance(file, str):
+        tree["token_file"] = str(path.resolve().parent / Path(file).expanduser())
+    return validated(ClusterConfig, tree, source=str(path))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from ftray.config.base import Config, Tree, apply, parse_overrides, read_tree, validated
+from ftray.config.paths import anchored
 from ftray.config.run import ModelConfig
 from ftray.errors import ConfigError
 
@@ -169,6 +170,18 @@ def load_served(path: Path | None, overrides: list[str]) -> Served:
             "set access=keys and make a key (ftray keys create NAME), or listen on 127.0.0.1",
         )
     return served
+
+
+def serve_tree(path: Path | None, served: Served) -> Tree:
+    """Return the file as Ray Serve reads it, with what overrides have made of it."""
+    only = {"name": "ftray", "import_path": IMPORT_PATH, "route_prefix": "/"}
+    quiet = {"enable_access_log": False, "log_level": "WARNING"}
+    default: Tree = {"applications": [only], "logging_config": quiet}
+    tree = default if path is None else read_tree(path)
+    [application] = tree["applications"]
+    args = anchored(served.app.model_dump(mode="json"), Path.cwd())
+    http = {**(tree.get("http_options") or {}), **served.http.model_dump()}
+    return {**tree, "http_options": http, "applications": [{**application, "args": args}]}
 
 
 def _from_serve(path: Path) -> Tree:

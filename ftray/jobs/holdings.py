@@ -4,12 +4,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ray.dashboard.modules.job.common import JOB_ACTOR_NAME_TEMPLATE
 from ray.job_submission import JobDetails, JobType
 
 from ftray.jobs.border import Border, RefusedError
 from ftray.jobs.client import Client
 
 Tree = Mapping[str, Any]  # what the API answers
+_SUPERVISOR = JOB_ACTOR_NAME_TEMPLATE.format(job_id="")  # it holds what its command was given
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ def holdings(address: str, *, besides: str = "") -> list[Holding]:
     with Border(address):
         actors = _listed(client, "actors", "state", "ALIVE")
         groups = _listed(client, "placement_groups", "state", "CREATED")
-        owners = {job.job_id: _words(job) for job in client.list_jobs() if job.job_id}
+        known = client.list_jobs()
+    owners = {job.job_id: _words(job) for job in known if job.job_id}
+    owners |= {f"{_SUPERVISOR}{job.submission_id}": _words(job) for job in known}
     found = [*_of_actors(actors, owners), *_of_groups(groups, owners)]
     return [held for job, held in found if job != besides and (held.cpus or held.gpus)]
 
@@ -76,17 +80,23 @@ def _capacity(node: Tree) -> Capacity:
 
 def _of_actors(actors: list[Tree], owners: Mapping[str, str]) -> Iterator[tuple[str, Holding]]:
     for actor in actors:
-        if actor["placement_group_id"] is None:  # else its group holds what it uses
-            wants = actor["required_resources"] or {}
-            is_replica = actor["class_name"].startswith("ServeReplica:")
-            by = "serving" if is_replica else owners.get(actor["job_id"], actor["class_name"])
-            yield actor["job_id"], _holding(actor["node_id"], by, wants)
+        if not actor.get("placement_group_id"):  # else its group holds what it uses
+            wants = actor.get("required_resources") or {}
+            yield actor["job_id"], _holding(actor["node_id"], _whose(actor, owners), wants)
+
+
+def _whose(actor: Tree, owners: Mapping[str, str]) -> str:
+    """The job that an actor is of, or that it supervises."""
+    if actor["class_name"].startswith("ServeReplica:"):
+        return "serving"
+    supervised = owners.get(actor.get("name") or "")
+    return supervised or owners.get(actor["job_id"], actor["class_name"])
 
 
 def _of_groups(groups: list[Tree], owners: Mapping[str, str]) -> Iterator[tuple[str, Holding]]:
     for group in groups:
         job = group["creator_job_id"]
-        for bundle in group["bundles"]:
+        for bundle in group.get("bundles") or []:
             by = owners.get(job, "a placement group")
             yield job, _holding(bundle["node_id"], by, bundle["unit_resources"])
 

@@ -66,7 +66,8 @@ def list_jobs(address: str) -> list[JobInfo]:
 def stop(address: str, id: str) -> bool:
     """Ask a job to end; return whether it was running. Returns before it has ended.
 
-    It gets SIGTERM, and SIGKILL after RAY_JOB_STOP_WAIT_TIME_S (of its `env`; 3 s).
+    It gets SIGTERM, and SIGKILL after RAY_JOB_STOP_WAIT_TIME_S (of its `env`; 3 s). One that still
+    waits for its `cpus` ends when it gets them; Ray fails it when that takes 15 minutes (2.60).
     """
     client = Client(address)
     with Border(address):

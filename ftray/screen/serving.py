@@ -3,9 +3,13 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rich.console import Group, RenderableType
+
 from ftray.errors import ServeError
+from ftray.screen.tables import fact_list, next_commands, when
 
 if TYPE_CHECKING:
+    from ftray.deployment.deployment import Down, Up
     from ftray.serve.chat import Talk
     from ftray.serve.server import Running
 
@@ -29,6 +33,36 @@ serving {server.model} and its adapters at {server.url}
 
 models: {server.url}/v1/models   Ctrl-C stops
 """
+
+
+def up(found: "Up") -> RenderableType:
+    """What runs where, and what to do with it."""
+    it = found.standing
+    facts = {
+        "service": f"{it.url}/v1 ({it.model} and its adapters)",
+        "cluster": f"{it.address}, {it.cpus} CPUs to hand out",
+        "dashboard": f"{it.jobs} (its token: {it.token_file})",
+        "storage": it.storage,
+        "since": when(it.started),
+    }
+    head = "was up already; nothing has been changed" if found.was_up else "up"
+    if not found.is_ready:
+        head = "was up already, but the service does not answer (ftray down, then ftray up)"
+    commands = next_commands(
+        [f"ftray chat {it.model} --url {it.url}", "ftray submit train run.yaml", "ftray down"]
+    )
+    return Group(head, fact_list(facts), "", commands)
+
+
+def down(found: "Down") -> str:
+    """What was stopped."""
+    if not found.was_up:
+        return "nothing was up"
+    jobs = (
+        f"; {found.jobs} running job{'s' * (found.jobs != 1)} stopped first" if found.jobs else ""
+    )
+    killed = f"; {found.killed} processes had to be killed" if found.killed else ""
+    return f"down{jobs}{killed}"
 
 
 def said(talk: "Talk", message: str) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """`ftray serve`: the application on this machine or cluster, until Ctrl-C."""
 
 import logging
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +19,7 @@ from ftray.config.serve import HttpConfig, ServeConfig
 from ftray.connection import connected
 from ftray.errors import ServeError, first_line
 from ftray.model.base import fetch, fingerprint
+from ftray.ports import free_port
 from ftray.serve.app import APPLICATION, build
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def serving(
     config: ServeConfig, endpoint: HttpConfig, on: ClusterConfig | None = None
 ) -> Iterator[Running]:
     """Serve for the block's time; running answers may end before it is left."""
-    port = _free_port(endpoint)
+    port = free_port(endpoint.host, endpoint.port, "http.port=8001")  # Serve would only log it
     with connected(on):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
@@ -74,22 +74,6 @@ def _example(config: ServeConfig) -> str:
 
 def _key(config: ServeConfig) -> str:
     return "not-needed" if config.access == "open_until_first_key" else "your key"
-
-
-def _free_port(endpoint: HttpConfig) -> int:
-    """Return the port, or say who else may have it: Serve would only log that."""
-    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((endpoint.host, endpoint.port))
-        except OSError as error:
-            raise ServeError(
-                f"cannot listen on {endpoint.host}:{endpoint.port}: {error.strerror}",
-                "stop what listens there, or choose another: http.port=8001",
-            ) from None
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait_until_ready(url: str) -> None:

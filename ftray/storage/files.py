@@ -83,6 +83,11 @@ def put(source: Path, folder: str, names: Sequence[str]) -> dict[str, str]:
     return {name: _copy(source / name, Path(folder, name)) for name in names}
 
 
+def put_file(source: Path, target: str) -> None:
+    """Copy one file."""
+    _copy(source, Path(target))
+
+
 def get(folder: str, names: Sequence[str], target: Path) -> None:
     """Copy named files of a folder into `target`."""
     put(Path(folder), str(target), names)

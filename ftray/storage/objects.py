@@ -122,6 +122,11 @@ def put(source: Path, folder: str, names: Sequence[str]) -> dict[str, str]:
     return digests
 
 
+def put_file(source: Path, target: str) -> None:
+    """Copy one local file; a large one in parts, of which nothing is seen before the last."""
+    _filesystem(target).put_file(str(source), target)
+
+
 def get(folder: str, names: Sequence[str], target: Path) -> None:
     """Copy named files of a folder into a local one, several at a time."""
     for name in names:

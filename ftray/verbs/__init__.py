@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 
 from ftray.verbs.adapters import add_adapter_uses, add_adapters_verbs, add_disk_verbs
+from ftray.verbs.jobs import add_jobs_verbs, add_submit_verbs, add_up_verbs
 from ftray.verbs.projects import add_projects_verbs
 from ftray.verbs.serving import add_keys_verbs, add_serve_verbs
 from ftray.verbs.training import add_data_verbs, add_run_verbs, add_runs_verbs
@@ -19,6 +20,9 @@ def add_verbs(parser: ArgumentParser) -> None:
     add_adapters_verbs(top)
     add_adapter_uses(top)
     add_disk_verbs(top)
+    add_submit_verbs(top)
+    add_jobs_verbs(top)
     add_serve_verbs(top)
     add_keys_verbs(top)
+    add_up_verbs(top)
     add_projects_verbs(top)

@@ -65,7 +65,7 @@ def add_overrides(verb: ArgumentParser) -> None:
 
 def add_cluster(verb: ArgumentParser) -> None:
     """It may run on another cluster."""
-    text = "the cluster file, as in cluster/remote.yaml (default: this machine)"
+    text = "the cluster file, or up: what ftray up started (default: a Ray for this command)"
     verb.add_argument("--cluster", metavar="FILE", help=text)
 
 

@@ -7,6 +7,8 @@ import pytest
 from ftray.cluster import Allotment, Node, allot, check_fit
 from ftray.config.run import ScalingConfig
 from ftray.errors import ClusterError
+from ftray.jobs import Holding
+from ftray.machines import emptied, stock
 
 GIB = 2**30
 
@@ -126,3 +128,35 @@ def test_memory_counts_on_each_machine_apart() -> None:
     assert "ftray check" in caught.value.hint
     with pytest.raises(ClusterError, match="room for 1"):
         check_fit(wanted, 9 * GIB, [machines[0], replace(machines[1], memory=GIB)])
+
+
+@pytest.mark.parametrize(
+    ("free", "used", "said"),
+    [
+        (8, [], "8"),
+        (8, [("run a (job b)", 0)], "8"),
+        (2, [("run a (job b)", 4), ("run a (job b)", 2)], "2 free of 8, 6 used by run a (job b)"),
+        (
+            0.5,
+            [("serving", 1), ("job c", 2.5)],
+            "0.5 free of 4, 3.5 used by job c (2.5), serving (1)",
+        ),
+        (0, [(f"job {n}", 1) for n in range(6)], "0 free of 6, 6 used by job 0 (1), job 1 (1), "),
+    ],
+)
+def test_who_uses_a_cluster_is_said_in_words(
+    free: float, used: list[tuple[str, float]], said: str
+) -> None:
+    assert stock(free, used).startswith(said)
+
+
+def test_what_others_use_counts_as_not_there_and_is_named() -> None:
+    held = (Holding("id", "run other (job x)", cpus=6, gpus=3),)
+    busy = replace(node(2, gpus=1), held=held)
+    with pytest.raises(
+        ClusterError, match=r"need 4 GPUs; the cluster has 1 free of 4, 3 used by run other"
+    ) as caught:
+        check_fit(Allotment(4, 1, 1, 1), None, [busy])
+    assert caught.value.hint.startswith("wait until more is free")
+    check_fit(Allotment(4, 1, 1, 1), None, emptied([busy]))
+    assert allot(scaling(1), [replace(node(2), held=held)]).cpus == 1  # of what is left

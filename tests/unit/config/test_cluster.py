@@ -23,6 +23,8 @@ def test_addresses_are_those_that_ray_knows(address: str):
     [
         ("address: locl", "expected local, auto, host:port"),
         ("{address: auto, num_cpus: 4}", "are for address local"),
+        ("jobs: http://head:8265", "address is missing"),
+        ("{address: auto, jobs: 'head:8265'}", "expected http://host:port"),
         ("object_store_memory: 1000", "greater than or equal to 78643200"),
         ("nodes: [{cpus: 8, memory_gib: 32, gpus: 1}]", "gpu_memory_gib is missing"),
         ("nodes: [{cpu: 8, memory_gib: 32}]", "did you mean 'cpus'"),
@@ -33,3 +35,9 @@ def test_what_is_no_cluster_is_refused(tmp_path: Path, text: str, message: str):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         load_cluster(path)
+
+
+def test_a_token_file_counts_from_the_folder_of_the_file_that_names_it(tmp_path: Path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text("{address: auto, token_file: token}", encoding="utf-8")
+    assert load_cluster(path).token_file == str(tmp_path / "token")
