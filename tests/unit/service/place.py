@@ -1,9 +1,7 @@
 """A real server with the fine-tuning API, controllers, and jobs that are small real processes."""
 
-import asyncio
 import contextlib
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import openai
-import uvicorn
 from echo import ECHO_BASE, EchoEngine
+from loopback import run
 from processes import Processes, work
 
 from ftray.accounts.access import KeyAccess
@@ -110,7 +108,8 @@ def serving(
         files, Jobs(database, root, ModelConfig(name=ECHO_BASE), config, 0.0), lambda: None
     )
     access.start()
-    address, stop = run(service, tuning)
+    assert isinstance(service.engines, LocalEngines)
+    address, stop = run(create_service_api(service, tuning), service.engines)
     own = Processes(folder / "jobs")
     yield (found := Place(address, root, database, launcher or own, files, config))
     for client in found.clients:
@@ -120,31 +119,6 @@ def serving(
     models.close()
     access.close()
     database.close()
-
-
-def run(service: Service, tuning: Tuning) -> tuple[str, Callable[[], None]]:
-    listener = socket.socket(proto=socket.IPPROTO_TCP)  # else replies wait 40 ms for an ACK
-    listener.bind(("127.0.0.1", 0))
-    api = create_service_api(service, tuning)
-    server = uvicorn.Server(uvicorn.Config(api, log_level="warning", lifespan="off"))
-
-    async def main() -> None:
-        assert isinstance(service.engines, LocalEngines)
-        await service.engines.start()
-        await server.serve(sockets=[listener])
-        await service.engines.stop()
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()))
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-
-    def stop() -> None:
-        server.should_exit = True
-        thread.join()
-        listener.close()
-
-    return f"http://127.0.0.1:{listener.getsockname()[1]}", stop
 
 
 def upload(client: openai.OpenAI, data: bytes = LINES) -> Any:

@@ -1,10 +1,7 @@
 """A real server on a free port, over an engine that answers with what the user has said."""
 
-import asyncio
 import http.client
 import json
-import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,7 +11,7 @@ from typing import Any
 
 import openai
 import pytest
-import uvicorn
+from loopback import run
 from transformers import AutoTokenizer
 
 from ftray import registry
@@ -137,39 +134,14 @@ def serve(tiny_folder: Path, echo_engine: Callable[..., Any]) -> Iterator[Callab
         service = Service(LocalEngines(engine), models, settings=settings or Settings())
         if access is not None:
             service.access = access
-        url, stop = run(service)
+        assert isinstance(service.engines, LocalEngines)
+        url, stop = run(create_api(service), service.engines)
         stops.extend([stop, models.close])
         return Server(url, service, engine, root)
 
     yield start
     for stop in stops:
         stop()
-
-
-def run(service: Service) -> tuple[str, Callable[[], None]]:
-    """Serve on a free port of loopback until stopped."""
-    listener = socket.socket(proto=socket.IPPROTO_TCP)  # else replies wait 40 ms for an ACK
-    listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(create_api(service), log_level="warning", lifespan="off")
-    server = uvicorn.Server(config)
-
-    async def main() -> None:
-        assert isinstance(service.engines, LocalEngines)
-        await service.engines.start()
-        await server.serve(sockets=[listener])
-        await service.engines.stop()
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()))
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-
-    def stop() -> None:
-        server.should_exit = True
-        thread.join()
-        listener.close()
-
-    return f"http://127.0.0.1:{listener.getsockname()[1]}", stop
 
 
 @pytest.fixture(scope="session")
