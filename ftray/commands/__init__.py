@@ -309,15 +309,19 @@ def gc(
     """Measure what a storage root holds, find what nobody needs, and delete that if asked to.
 
     Token sets stay that were used in the last `older_than` days. Of a run that did not finish the
-    checkpoints go only if it is named, and has been silent for as long.
+    checkpoints go only if it is named, and has been silent for as long. What lies in `files/` and
+    `jobs/` goes by the service's database: $FTRAY_DATABASE, else the one in the storage root.
     """
     from ftray.garbage.policy import DAY, Policy
     from ftray.garbage.sweep import look, sweep
+    from ftray.service.books import opened
     from ftray.storage import storage_root
 
+    root = storage_root(storage)
     policy = Policy(older_than * DAY, frozenset(named))
-    disk = look(storage_root(storage), policy)
-    return sweep(disk, policy) if delete else disk
+    with opened(root) as books:
+        disk = look(root, policy, books)
+        return sweep(disk, policy, books) if delete else disk
 
 
 @contextmanager

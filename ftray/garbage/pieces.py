@@ -18,6 +18,9 @@ Kind = Literal[
     "searches",
     "trial states",
     "adapters",
+    "files",
+    "jobs",
+    "uploads",
     "leftovers",
     "shard copies",
     "models and copies",
@@ -55,10 +58,13 @@ class Piece:
 
 def pieces(root: str) -> list[Piece]:
     """Return all pieces of a storage root, and of what this machine keeps to work with it."""
-    folders = {top: storage.join(root, top) for top in ("tokens", "runs", "searches", "adapters")}
+    folders = {top: storage.join(root, top) for top in _TOPS}
     folders["cache"] = storage.local_cache(root).as_posix()
     folders["hub"] = str(constants.HF_HUB_CACHE)
     return [piece for top, folder in folders.items() for piece in _pieces(top, folder)]
+
+
+_TOPS = ("tokens", "runs", "searches", "adapters", "files", "jobs", "uploads")
 
 
 def piece_at(path: str, kind: Kind, run: str | None) -> Piece:
@@ -105,8 +111,8 @@ def _spot(top: str, parts: tuple[str, ...]) -> _Spot | None:
     if staged is not None and top != "hub":
         return _Spot("leftovers", staged)
     match top:
-        case "tokens":
-            return _Spot("tokens" if _is_digest(parts[0]) else "other", 1)
+        case "tokens" | "files" | "jobs" | "uploads":
+            return _Spot(top if re.fullmatch(_NAMES[top], parts[0]) else "other", 1)
         case "runs":
             return _spot_of_run(parts)
         case "searches":
@@ -119,11 +125,19 @@ def _spot(top: str, parts: tuple[str, ...]) -> _Spot | None:
     return _Spot("hub models", 1) if parts[0].startswith("models--") else None
 
 
+_NAMES = {
+    "tokens": "[0-9a-f]{32}",
+    "files": r"[0-9a-f]{64}\.[a-z]+",
+    "jobs": "ftjob-[A-Za-z0-9]+",
+    "uploads": "[0-9a-f]{64}",
+}
+
+
 def _spot_of_run(parts: tuple[str, ...]) -> _Spot:
     match parts:
         case (run, "checkpoints", _, _, *_):
             return _Spot("checkpoints", 3, run)
-        case (run, "tokens", digest, _, *_) if _is_digest(digest):
+        case (run, "tokens", digest, _, *_) if re.fullmatch(_NAMES["tokens"], digest):
             return _Spot("tokens", 3, run)
     return _Spot("runs" if len(parts) > 1 else "other", 1, parts[0])
 
@@ -144,7 +158,3 @@ def _spot_of_cache(parts: tuple[str, ...]) -> _Spot:
             # unpacked beside its place, under a name that begins with a dot, and then renamed
             return _Spot("leftovers" if model.startswith(".") else "models and copies", 2)
     return _Spot("models and copies", 1)
-
-
-def _is_digest(name: str) -> bool:
-    return re.fullmatch(r"[0-9a-f]{32}", name) is not None

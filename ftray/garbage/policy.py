@@ -30,13 +30,15 @@ class Need:
     """What a run or a search stands for.
 
     `tokens` are its token sets, None before it has said which, as searches never do; `published`
-    names who has published what came of it, the run or its search.
+    names who has published what came of it, the run or its search; `uploads` are the folders below
+    `uploads/` that its config names.
     """
 
     state: State
     heard_of: float  # unix seconds
     tokens: frozenset[str] | None
     published: Literal["run", "search"] | None
+    uploads: frozenset[str] = frozenset()
 
     @property
     def is_working(self) -> bool:
@@ -44,16 +46,34 @@ class Need:
         return self.state in ("queued", "running")
 
 
-def why_it_may_go(
-    piece: Piece, needs: Mapping[str, Need], policy: Policy, now: float
-) -> str | None:
-    """Say why a piece may go, None if it stays; `needs` are those of all runs and searches."""
+@dataclass(frozen=True)
+class Known:
+    """What the database of a service knows of the names in `files/` and `jobs/`."""
+
+    names: frozenset[str]
+    needed: frozenset[str]  # of these: by a file, or by a job that has not ended
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What runs and searches need, by their names, and what the service does, if there is one."""
+
+    runs: Mapping[str, Need]
+    known: Known | None = None
+
+
+def why_it_may_go(piece: Piece, needs: Needs, policy: Policy, now: float) -> str | None:
+    """Say why a piece may go, None if it stays."""
     match piece.kind:
         case "tokens" if piece.run is None:
-            return _of_tokens(piece, needs, policy, now)
+            return _of_tokens(piece, needs.runs, policy, now)
         case "tokens" | "checkpoints" | "trial states":
-            need = needs.get(piece.run or "")
+            need = needs.runs.get(piece.run or "")
             return None if need is None else _of_a_run(piece, need, policy, now)
+        case "files" | "jobs":
+            return _of_the_service(piece, needs.known, policy, now)
+        case "uploads":
+            return _of_uploads(piece, needs.runs, policy, now)
         case "adapters":
             is_torn = RECORD not in piece.names and piece.names != {CLAIM}
             return "never completed" if is_torn and _is_older(piece.changed, DAY, now) else None
@@ -97,6 +117,28 @@ def _of_a_run(piece: Piece, need: Need, policy: Policy, now: float) -> str | Non
     if piece.run in policy.named and _is_older(last, policy.keep_seconds, now):
         return "its run was named"
     return None
+
+
+def _of_the_service(piece: Piece, known: Known | None, policy: Policy, now: float) -> str | None:
+    if known is None or piece.name in known.needed:
+        return None
+    is_file = piece.kind == "files"
+    # of a job that has ended its end is told for a while
+    seconds = DAY if is_file else max(DAY, policy.keep_seconds)
+    why = "no file and no job needs it" if is_file else "its job has ended"
+    return why if _is_older(piece.changed, seconds, now) else None
+
+
+def _of_uploads(piece: Piece, needs: Mapping[str, Need], policy: Policy, now: float) -> str | None:
+    """A job that waits for its cluster has no run yet: what was asked for lately stays."""
+    users = {name: need for name, need in needs.items() if piece.name in need.uploads}
+    for name, need in users.items():
+        if need.is_working or (need.published is None and name not in policy.named):
+            return None
+    last = max([piece.used, *(need.heard_of for need in users.values())])
+    if not _is_older(last, max(DAY, policy.keep_seconds), now):
+        return None
+    return "no run goes on with it" if users else "no run uses it"
 
 
 def _is_older(moment: float, seconds: float, now: float) -> bool:

@@ -1,17 +1,34 @@
 """The disk that a storage root takes, and the deleting of what nobody needs."""
 
+import logging
+import re
 import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from pathlib import PurePosixPath
+from typing import Literal, Protocol, get_args
 
 from ftray import registry, runs, searches, storage
 from ftray.errors import RegistryError, StorageError
 from ftray.garbage.pieces import Kind, Piece, piece_at, pieces
-from ftray.garbage.policy import Need, Policy, why_it_may_go
+from ftray.garbage.policy import Known, Need, Needs, Policy, why_it_may_go
 from ftray.registry import CLAIM
 from ftray.runs import Run, Status
-from ftray.searches import SearchStatus
+from ftray.searches import Search, SearchStatus
+
+logger = logging.getLogger(__name__)
+
+
+class Books(Protocol):
+    """The database of the service whose files lie in a storage root."""
+
+    def known(self) -> Known:
+        """Return what it knows now."""
+        ...
+
+    def drop(self, name: str) -> bool:
+        """Delete a file's bytes, unless somebody needs them by now: no upload may come between."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -62,14 +79,17 @@ class Disk:
         return sum(garbage.size for garbage in self.gone)
 
 
-def look(root: str, policy: Policy) -> Disk:
+def look(root: str, policy: Policy, books: Books | None = None) -> Disk:
     """Measure what a root holds and find out what may go; deletes nothing.
 
-    Raises ConfigError when a run that the policy names does not exist.
+    Without books nothing of the service's goes. Raises ConfigError when a run that the policy names
+    does not exist.
     """
     for name in policy.named:
         runs.read_status(Run(root, name))
-    found, needs, now = pieces(root), _needs(root), time.time()
+    found, needs, now = pieces(root), _needs(root, books), time.time()
+    if not _are_its_own(found, needs.known):
+        needs = replace(needs, known=None)
     may_go = [
         Garbage(piece.kind, piece.path, piece.run, piece.size, piece.used, why)
         for piece in found
@@ -79,24 +99,36 @@ def look(root: str, policy: Policy) -> Disk:
     return Disk(root, _totals(found, may_go), may_go, [], [])
 
 
-def sweep(disk: Disk, policy: Policy) -> Disk:
+def sweep(disk: Disk, policy: Policy, books: Books | None = None) -> Disk:
     """Delete what was found to be garbage, unless it is needed by now, and say what went.
 
     What cannot be deleted stays, with the reason; the rest goes all the same.
     """
     gone: list[Garbage] = []
     stayed: list[Stayed] = []
-    needs = _FreshNeeds(disk.root)
+    needs = _FreshNeeds(disk.root, books)
     for garbage in disk.may_go:
         try:
-            if _is_needed(garbage, needs, policy):
-                stayed.append(Stayed(garbage.path, "needed by now", is_error=False))
-            else:
-                _delete(garbage)
+            if not _is_needed(garbage, needs, policy) and _delete(garbage, books):
                 gone.append(garbage)
+            else:
+                stayed.append(Stayed(garbage.path, "needed by now", is_error=False))
         except StorageError as error:
             stayed.append(Stayed(garbage.path, error.message, is_error=True))
     return replace(disk, gone=gone, stayed=stayed)
+
+
+def _are_its_own(found: Sequence[Piece], known: Known | None) -> bool:
+    """Whether this is the database that those files are of: it knows some of them."""
+    names = {piece.name for piece in found if piece.kind in ("files", "jobs")}
+    if known is None or not names or names & known.names:
+        return True
+    logger.warning(
+        "the database knows nothing of the %d names in files/ and jobs/, which stay:"
+        " set FTRAY_DATABASE to the one that the service uses",
+        len(names),
+    )
+    return False
 
 
 def _totals(found: Sequence[Piece], may_go: Sequence[Garbage]) -> list[Total]:
@@ -117,23 +149,27 @@ def _is_needed(garbage: Garbage, needs: "_FreshNeeds", policy: Policy) -> bool:
     return why_it_may_go(piece, needs.now(), policy, time.time()) is None
 
 
-def _delete(garbage: Garbage) -> None:
+def _delete(garbage: Garbage, books: Books | None) -> bool:
+    if garbage.kind == "files" and books is not None:
+        return books.drop(PurePosixPath(garbage.path).name)
     # a version's number is never given out again
     storage.delete(garbage.path, keep=CLAIM if garbage.kind == "adapters" else None)
+    return True
 
 
 class _FreshNeeds:
     """What the runs need now, give or take the seconds that reading hundreds of them takes."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, books: Books | None) -> None:
         self._root = root
+        self._books = books
         self._read_at = float("-inf")
-        self._needs: dict[str, Need] = {}
+        self._needs = Needs({})
 
-    def now(self) -> dict[str, Need]:
+    def now(self) -> Needs:
         """Read them again unless they have just been read."""
         if time.monotonic() - self._read_at > _FRESH_SECONDS:
-            self._needs = _needs(self._root)
+            self._needs = _needs(self._root, self._books)
             self._read_at = time.monotonic()
         return self._needs
 
@@ -141,7 +177,11 @@ class _FreshNeeds:
 _FRESH_SECONDS = 0.2
 
 
-def _needs(root: str) -> dict[str, Need]:
+def _needs(root: str, books: Books | None) -> Needs:
+    return Needs(_needs_of_runs(root), None if books is None else books.known())
+
+
+def _needs_of_runs(root: str) -> dict[str, Need]:
     found = searches.list_searches(root)
     ended = {name for name, status in found.items() if _is_published(root, status)}
     of_runs = {
@@ -149,7 +189,11 @@ def _needs(root: str) -> dict[str, Need]:
     }
     return of_runs | {
         f"searches/{name}": Need(
-            status.state, status.heartbeat, None, "search" if name in ended else None
+            status.state,
+            status.heartbeat,
+            None,
+            "search" if name in ended else None,
+            _uploads(Search(root, name).folder, "run.yaml", "space.yaml"),
         )
         for name, status in found.items()
     }
@@ -163,7 +207,17 @@ def _need(run: Run, status: Status, searches_ended: Set[str]) -> Need:
         published = "run"
     elif searches.search_of(run.name) in searches_ended:
         published = "search"
-    return Need(status.state, status.heartbeat, tokens, published)
+    uploads = _uploads(run.folder, "run.yaml")
+    return Need(status.state, status.heartbeat, tokens, published, uploads)
+
+
+def _uploads(folder: str, *names: str) -> frozenset[str]:
+    """Return which uploads some config files name, whatever ftray wrote them."""
+    texts = [storage.read_if_exists(storage.join(folder, name)) or b"" for name in names]
+    return frozenset(name for text in texts for name in _UPLOAD.findall(text.decode()))
+
+
+_UPLOAD = re.compile(r"/uploads/([0-9a-f]{64})(?![0-9a-f])")
 
 
 def _is_published(root: str, status: Status | SearchStatus) -> bool:

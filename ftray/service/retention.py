@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 from ftray import runs, storage
 from ftray.accounts.database import Database
@@ -13,9 +12,8 @@ from ftray.config.serve import JobsConfig
 from ftray.errors import ConfigError
 from ftray.runs import Run
 from ftray.service import blobs
-from ftray.service.files import FILES_LOCK
+from ftray.service.books import Books
 from ftray.service.jobs import ENDED
-from ftray.service.leases import lock
 from ftray.service.order import forget
 from ftray.service.tables import FileRow, JobRow
 
@@ -32,12 +30,14 @@ class Retention:
         self._database = database
         self._root = root
         self._config = config
+        self._books = Books(database, root)
 
     def sweep(self) -> None:
         """Delete what is due."""
         self._expire_files()
         for blob in blobs.kept(self._root):
-            self._drop_unless_needed(blob)
+            if self._books.drop(blob):
+                logger.info("deleted files/%s: no file and no job needs it", blob)
         for job in self._old_jobs():
             self._delete_run(job)
 
@@ -47,16 +47,6 @@ class Retention:
         due = sa.and_(FileRow.deleted.is_(None), sa.or_(FileRow.expires < now, is_cut_off))
         with self._database.writing() as session:
             session.execute(sa.update(FileRow).where(due).values(deleted=now))
-
-    def _drop_unless_needed(self, blob: str) -> None:
-        with self._database.reading() as session:
-            if _is_needed(session, blob):
-                return
-        with self._database.writing() as session:
-            lock(self._database, session, FILES_LOCK)  # nobody adds a file with these bytes now
-            if not _is_needed(session, blob):
-                blobs.drop(self._root, blob)
-                logger.info("deleted files/%s: no file and no job needs it", blob)
 
     def _old_jobs(self) -> Sequence[JobRow]:
         before = time.time() - self._config.keep_runs_days * _DAY
@@ -75,10 +65,3 @@ class Retention:
         forget(self._root, job.id)
         with self._database.writing() as session:
             session.get_one(JobRow, job.id).is_swept = True
-
-
-def _is_needed(session: Session, blob: str) -> bool:
-    file = sa.select(FileRow.id).where(FileRow.blob == blob, FileRow.deleted.is_(None))
-    is_its_data = sa.or_(JobRow.training_blob == blob, JobRow.validation_blob == blob)
-    job = sa.select(JobRow.id).where(is_its_data, JobRow.status.not_in(ENDED))
-    return session.scalar(sa.select(sa.or_(file.exists(), job.exists()))) is True

@@ -15,7 +15,9 @@ from ftray.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _GIB = 2**30
-_DONE = "_SUCCESS"  # written last; whoever lists the folder as data skips it
+# Written last, and again by whoever wants the same content: its age is what `ftray gc` goes by.
+# Whoever lists the folder as data skips it.
+_DONE = "_SUCCESS"
 
 
 @dataclass(frozen=True)
@@ -68,24 +70,23 @@ class Uploads:
         return source.model_copy(update={"path": self.path(source.path, key)})
 
     def _file(self, file: Path, key: str, said: str) -> str:
-        self._take(file.stat().st_size, key, said)
-        digest = storage.sha256(file)
-        target = storage.join(self._root, f"{digest}{_suffixes(file)}")
-        if not storage.exists(target):
-            logger.info("uploading %s to %s", said, target)
-            storage.upload_file(file, target)
-        return target
+        name = f"data{_suffixes(file)}"
+        local = _Local(file, name, file.stat().st_size)
+        self._take(local.size, key, said)
+        return storage.join(self._sent(storage.sha256(file), [local], said), name)
 
     def _folder(self, files: Sequence[_Local], key: str, said: str) -> str:
         self._take(sum(one.size for one in files), key, said)
         lines = [f"{storage.sha256(one.path)} {one.name}\n" for one in files]
-        digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+        return self._sent(hashlib.sha256("".join(lines).encode()).hexdigest(), files, said)
+
+    def _sent(self, digest: str, files: Sequence[_Local], said: str) -> str:
         target = storage.join(self._root, digest)
         if not storage.exists(storage.join(target, _DONE)):
             logger.info("uploading %s (%d files) to %s", said, len(files), target)
             for one in files:
                 storage.upload_file(one.path, storage.join(target, one.name))
-            storage.write(storage.join(target, _DONE), b"")
+        storage.write(storage.join(target, _DONE), b"")
         return target
 
     def _take(self, size: int, key: str, said: str) -> None:

@@ -19,13 +19,19 @@ def test_files_folders_and_globs_are_uploaded_once_under_their_digest(
     file, folder, glob = (
         uploads.path(str(tmp_path / name), "data.train") for name in ("in/a.jsonl", "in", "in/*/*")
     )
-    assert file == f"{bucket}/uploads/{storage.sha256(tmp_path / 'in/a.jsonl')}.jsonl"
+    assert file == f"{bucket}/uploads/{storage.sha256(tmp_path / 'in/a.jsonl')}/data.jsonl"
     assert [one.path for one in storage.find(folder)] == [
         f"{folder}/{name}" for name in ("_SUCCESS", "a.jsonl", "deep/b.jsonl.gz")
     ]
     assert glob.endswith(".jsonl.gz")  # it met one file
-    stamps = [one.stamp for one in storage.find(f"{bucket}/uploads")]
+    before = changed(f"{bucket}/uploads")
     assert uploads.path(str(tmp_path / "in"), "data.train") == folder
-    assert [one.stamp for one in storage.find(f"{bucket}/uploads")] == stamps
+    after = changed(f"{bucket}/uploads")
+    newer = [name for name, when in after.items() if when != before[name]]
+    assert newer == [f"{folder.rpartition('/')[2]}/_SUCCESS"]  # when it was last asked for
     away = [SourceConfig(path="s3://elsewhere/x.jsonl"), SourceConfig(hub="org/name")]
     assert uploads.sources(away, "data.train") == away
+
+
+def changed(folder: str) -> dict[str, float]:
+    return {one.name: one.changed for one in storage.contents(folder)}
