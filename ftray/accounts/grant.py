@@ -26,7 +26,7 @@ class Quota:
     running_jobs: int | None = 4
     queued_jobs: int | None = 1000
     gpus: float | None = None
-    storage_bytes: int | None = 100 * GIB  # of uploaded files
+    storage_bytes: int | None = 100 * GIB  # of files, runs and models
     files: int | None = 1000
 
 

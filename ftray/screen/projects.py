@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def projects(found: Sequence["Project"]) -> RenderableType:
     """One line for each project."""
-    titles = ("project", "keys", "running jobs", "waiting jobs", "GPUs", "files", "GiB of files")
+    titles = ("project", "keys", "running jobs", "waiting jobs", "GPUs", "files", "GiB")
     table = new_table(*titles)
     for project in found:
         quota = project.quota

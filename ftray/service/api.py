@@ -21,6 +21,7 @@ from ftray.service.jobs import Jobs
 from ftray.service.pages import no_cursor, read_query
 from ftray.service.requests import JobRequest
 from ftray.service.schema import ERRORS, PAGE, parameters
+from ftray.service.shares import forget_size
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def create_service_api(service: Service, tuning: Tuning, lifespan: Lifespan | No
 def _note_deleted(database: Database, who: Actor, version: str) -> None:
     with database.writing() as session:
         note(session, who, "model.delete", version)
+        forget_size(session, version.partition("@")[0])
 
 
 def _add_audit_log(api: Api, service: Service, files: Files) -> None:

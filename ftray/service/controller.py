@@ -32,8 +32,9 @@ from ftray.service.progress import (
     read_progress,
     read_result,
 )
-from ftray.service.queue import Busy, Waiting, next_job
+from ftray.service.queue import Busy, Shares, Waiting, next_job
 from ftray.service.retention import Retention
+from ftray.service.shares import Meter, is_full
 from ftray.service.tables import CheckpointRow, JobRow
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class Controller:
         self._root = ground.files.root
         self._lease = Lease(ground.database, "controller", name, LEASE_SECONDS)
         self._retention = Retention(ground.database, self._root, ground.config)
+        self._meter = Meter(ground.database, self._root)
         self._swept = float("-inf")
         self._published: dict[str, float] = {}  # when a job's result was first seen
         self._read_next: dict[str, float] = {}  # when a submission's files are read again
@@ -75,6 +77,7 @@ class Controller:
             for id in self._active():
                 self._lease.hold()
                 self._look_at(id)
+            self._meter.round()
             while self._start_next():
                 pass
             if time.monotonic() - self._swept > _SWEEP_SECONDS:
@@ -214,7 +217,9 @@ class Controller:
             if not waiting:
                 return False
             started = {project: last or 0.0 for project, last in session.execute(_LAST_STARTED)}
-            chosen = next_job(waiting, busy, quotas(session), started, time.time())
+            full = {name for name in {job.project for job in waiting} if is_full(session, name)}
+            shares = Shares(quotas(session), full)
+            chosen = next_job(waiting, busy, shares, started, time.time())
             if chosen is None:
                 return False
             row = session.get_one(JobRow, chosen, with_for_update=True)
@@ -249,6 +254,7 @@ _LAST_STARTED = (
 
 def _end(row: JobRow, status: str) -> None:
     row.status, row.submission, row.is_launched = status, None, False
+    row.stored_bytes = None
     row.finished = None if status == "paused" else time.time()
 
 

@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 
 from ftray.accounts.audit import Actor, note
 from ftray.accounts.database import Database
-from ftray.accounts.grant import GIB
 from ftray.accounts.projects import quota_of
 from ftray.config.serve import FilesConfig
 from ftray.serve.openai.errors import INVALID, ApiError
@@ -23,6 +22,7 @@ from ftray.service.blobs import Measured
 from ftray.service.leases import lock
 from ftray.service.pages import Page, Query, turn
 from ftray.service.refusals import no_file, out_of_quota
+from ftray.service.shares import check_storage
 from ftray.service.tables import FileRow
 from ftray.service.uploads import PURPOSE, Upload
 
@@ -120,13 +120,11 @@ def _is_live() -> sa.ColumnElement[bool]:
 
 def _check_room(session: Session, project: str, more: int) -> None:
     quota = quota_of(session, project)
-    sums = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(FileRow.bytes), 0))
     mine = FileRow.project == project, FileRow.deleted.is_(None), FileRow.purpose == PURPOSE
-    count, size = session.execute(sums.where(*mine)).one()
+    count = session.scalar(sa.select(sa.func.count()).where(*mine)) or 0
     if quota.files is not None and count >= quota.files:
         raise out_of_quota(f"{count} files; delete some")
-    if quota.storage_bytes is not None and int(size) + more > quota.storage_bytes:
-        raise out_of_quota(f"{quota.storage_bytes / GIB:.2f} GiB of files; delete some")
+    check_storage(session, project, quota, more)
 
 
 def _new_row(project: str, measured: Measured, filename: str, purpose: str) -> FileRow:

@@ -24,6 +24,7 @@ from ftray.service.pages import Page, Query, cut, no_cursor, turn
 from ftray.service.recipe import Basis, make_recipe
 from ftray.service.refusals import WRONG_STATE, no_job, out_of_quota
 from ftray.service.requests import JobRequest
+from ftray.service.shares import check_storage
 from ftray.service.tables import CheckpointRow, EventRow, FileRow, JobRow
 
 ENDED = ("succeeded", "failed", "cancelled")
@@ -145,6 +146,7 @@ class Jobs:
         most = quota.queued_jobs
         if most is not None and (session.scalar(waiting.where(*mine)) or 0) >= most:
             raise out_of_quota(f"{most} jobs are waiting")
+        check_storage(session, project, quota, more=1)
         if quota.gpus is not None and request.ftray.workers * self.gpus_per_worker > quota.gpus:
             raise out_of_quota(f"the job needs more than its {quota.gpus:g} GPUs")
 
@@ -196,6 +198,7 @@ class Jobs:
             seen_step=0,
             seen_eval=0,
             is_swept=False,
+            stored_bytes=0,
         )
 
 

@@ -1,7 +1,7 @@
 """Which job is next: projects take turns, and none gets more than its share. Pure."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from ftray.accounts.grant import Quota
@@ -27,10 +27,18 @@ class Busy:
     gpus: float
 
 
+@dataclass(frozen=True)
+class Shares:
+    """What projects may have, where it is not the default, and whose storage is used up."""
+
+    quotas: Mapping[str, Quota]
+    full: Set[str] = frozenset()
+
+
 def next_job(
     waiting: Sequence[Waiting],
     busy: Sequence[Busy],
-    quotas: Mapping[str, Quota],
+    shares: Shares,
     last_started: Mapping[str, float],
     now: float,
 ) -> str | None:
@@ -41,7 +49,7 @@ def next_job(
     GPUs than are left of the share holds up the project's later ones, lest it never start.
     """
     heads = [_head(jobs, now) for jobs in _by_project(waiting).values()]
-    ready = [job for job in heads if job is not None and _has_room(job, busy, quotas)]
+    ready = [job for job in heads if job is not None and _has_room(job, busy, shares)]
 
     running = Counter(one.project for one in busy)
     first = min(
@@ -64,8 +72,10 @@ def _head(jobs: Sequence[Waiting], now: float) -> Waiting | None:
     return min(ready, key=lambda job: (-job.priority, job.created, job.id), default=None)
 
 
-def _has_room(job: Waiting, busy: Sequence[Busy], quotas: Mapping[str, Quota]) -> bool:
-    quota = quotas.get(job.project, Quota())
+def _has_room(job: Waiting, busy: Sequence[Busy], shares: Shares) -> bool:
+    if job.project in shares.full:
+        return False
+    quota = shares.quotas.get(job.project, Quota())
     mine = [one for one in busy if one.project == job.project]
     has_slot = quota.running_jobs is None or len(mine) < quota.running_jobs
     gpus = sum(one.gpus for one in mine) + job.gpus

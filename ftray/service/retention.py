@@ -64,4 +64,5 @@ class Retention:
             storage.delete(storage.join(self._root, "searches", Run(self._root, name).name))
         forget(self._root, job.id)
         with self._database.writing() as session:
-            session.get_one(JobRow, job.id).is_swept = True
+            row = session.get_one(JobRow, job.id)
+            row.is_swept, row.stored_bytes = True, None

@@ -40,6 +40,8 @@ class JobRow(Base):
         Index("ix_jobs_page", "project", "created", "id"),
         Index("ix_jobs_status", "status"),
         Index("ix_jobs_idempotency", "project", "idempotency_key", unique=True),
+        Index("ix_jobs_stored", "project", "stored_bytes"),
+        Index("ix_jobs_submission", "submission", "stored_bytes"),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -78,6 +80,7 @@ class JobRow(Base):
     seen_step: Mapped[int] = mapped_column(BigInteger)  # up to which there are events
     seen_eval: Mapped[int] = mapped_column(BigInteger)
     is_swept: Mapped[bool]  # its run's files are gone
+    stored_bytes: Mapped[int | None] = mapped_column(BigInteger)  # null: to measure
 
 
 class EventRow(Base):

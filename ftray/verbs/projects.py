@@ -28,7 +28,7 @@ def add_projects_verbs(top: "Verbs[ArgumentParser]") -> None:
         ("--waiting", "jobs in the queue"),
         ("--gpus", "GPUs of its running jobs together"),
         ("--files", "uploaded files"),
-        ("--gib", "GiB of uploaded files"),
+        ("--gib", "GiB of files, runs and models"),
     ):
         verb.add_argument(
             option, type=_limit, default=answers.USUAL, metavar="N", help=f"{what}, or any"

@@ -4,9 +4,10 @@ import pytest
 
 from ftray.accounts.grant import Quota
 from ftray.service.outcome import Data, End, Retrying, judge
-from ftray.service.queue import Busy, Waiting, next_job
+from ftray.service.queue import Busy, Shares, Waiting, next_job
 
 NONE = Quota(running_jobs=None, gpus=None)
+FREE = Shares({})
 DATA = Data("/data", "aa.jsonl", "bb.jsonl")
 
 
@@ -17,26 +18,32 @@ def waiting(id, project="a", *, priority=0, created=0.0, gpus=0.0, not_before=0.
 def test_the_project_with_the_fewest_running_jobs_is_next_then_the_one_that_waited_longest():
     queue = [waiting("1"), waiting("2", "b"), waiting("3", "c")]
     busy = [Busy("a", 0)]
-    assert next_job(queue, busy, {}, {"b": 5.0, "c": 4.0}, 9.0) == "3"
-    assert next_job(queue, busy, {}, {"c": 4.0}, 9.0) == "2"
-    assert next_job(queue[:1], busy, {}, {}, 9.0) == "1"
-    assert next_job([], busy, {}, {}, 9.0) is None
+    assert next_job(queue, busy, FREE, {"b": 5.0, "c": 4.0}, 9.0) == "3"
+    assert next_job(queue, busy, FREE, {"c": 4.0}, 9.0) == "2"
+    assert next_job(queue[:1], busy, FREE, {}, 9.0) == "1"
+    assert next_job([], busy, FREE, {}, 9.0) is None
 
 
 def test_within_a_project_priority_decides_then_age_and_who_has_failed_waits():
     queue = [waiting("old", created=1), waiting("new", created=2, priority=1)]
-    assert next_job(queue, [], {}, {}, 9.0) == "new"
+    assert next_job(queue, [], FREE, {}, 9.0) == "new"
     queue = [waiting("failed", not_before=10.0), waiting("other", created=5)]
-    assert next_job(queue, [], {}, {}, 9.0) == "other"
-    assert next_job(queue[:1], [], {}, {}, 9.0) is None
+    assert next_job(queue, [], FREE, {}, 9.0) == "other"
+    assert next_job(queue[:1], [], FREE, {}, 9.0) is None
 
 
 def test_a_share_of_gpus_holds_up_its_own_project_alone():
-    quotas = {"a": Quota(gpus=4), "b": NONE}
+    shares = Shares({"a": Quota(gpus=4), "b": NONE})
     queue = [waiting("large", gpus=3), waiting("small", created=1), waiting("b", "b", gpus=9)]
-    assert next_job(queue, [Busy("a", 2)], quotas, {}, 9.0) == "b"
-    assert next_job(queue[:2], [Busy("a", 2)], quotas, {}, 9.0) is None
-    assert next_job(queue[:2], [Busy("a", 1)], quotas, {}, 9.0) == "large"
+    assert next_job(queue, [Busy("a", 2)], shares, {}, 9.0) == "b"
+    assert next_job(queue[:2], [Busy("a", 2)], shares, {}, 9.0) is None
+    assert next_job(queue[:2], [Busy("a", 1)], shares, {}, 9.0) == "large"
+
+
+def test_a_project_whose_storage_is_used_up_waits_and_holds_up_nobody():
+    queue = [waiting("1"), waiting("2", "b", created=1)]
+    assert next_job(queue, [], Shares({}, {"a"}), {}, 9.0) == "2"
+    assert next_job(queue, [], Shares({}, {"a", "b"}), {}, 9.0) is None
 
 
 @pytest.mark.parametrize("code", [2, 3, 5, 6, 1, 0])
