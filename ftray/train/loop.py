@@ -20,6 +20,7 @@ from ftray.storage.patience import patient
 from ftray.train import checkpoint
 from ftray.train.evaluation import Evaluation, Standing
 from ftray.train.feed import Feed, Intake
+from ftray.train.gauges import Gauges
 from ftray.train.memory import GIB
 from ftray.train.metrics import Line, MetricsFile, Sink, open_trackers
 from ftray.train.mfu import Speed
@@ -160,7 +161,7 @@ def _prepare(work: Work) -> _Training:
         checkpoint.load(work.run, record, trainee.attached.trainable, optimizer)
     start = record.step if record else 0
     intake.saved(start)
-    sinks = _open_sinks(work, start) if place.is_first else []
+    sinks = _open_sinks(work, start, intake, place) if place.is_first else []
     frozen = not isinstance(config.adapter, FullConfig)
     shape = read_shape(folder)
     speed = Speed.of(shape, place.device, config.data.max_length, frozen_base=frozen)
@@ -297,8 +298,11 @@ def _evaluation(work: Work, intake: Intake, trainee: Trainee, folder: Path) -> E
     return Evaluation(work.config, trainee, evals, tokenizer, work.micro_batch_size)
 
 
-def _open_sinks(work: Work, start: int) -> list[Sink]:
-    return [MetricsFile(work.run, start), *open_trackers(work.config, work.run, start)]
+def _open_sinks(work: Work, start: int, intake: Intake, place: Place) -> list[Sink]:
+    steps, restarts = intake.batches.total_steps, work.attempt - 1
+    gauges = Gauges(work.run.name, steps, restarts, place.device)
+    trackers = open_trackers(work.config, work.run, start)
+    return [MetricsFile(work.run, start), gauges, *trackers]
 
 
 def _log_to_file(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Rules and panels name only metrics that /metrics has, and labels that these carry."""
+"""Rules and panels name only metrics that /metrics or training has, and labels that these carry."""
 
 import json
 import re
@@ -11,17 +11,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ftray.serve.openai.metrics import Metrics
 from ftray.serve.protocol import EngineStats
+from ftray.train.gauges import OF_LINES, OF_RUNS, metric_name
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
 WORDS = {  # of PromQL itself
-    *("sum", "by", "rate", "histogram_quantile", "absent", "le", "increase", "max"),
+    *("sum", "by", "rate", "histogram_quantile", "absent", "le", "increase", "max", "min"),
+    *("changes", "max_over_time", "min_over_time"),
     "__rate_interval",
 }
 
 
 @pytest.fixture(scope="module")
 def exposed() -> dict[str, set[str]]:
-    """What a scrape shows once each metric has been used: names, and the labels of each."""
+    """What scrapes show once each metric has been used: names, and the labels of each."""
     metrics = Metrics()
     metrics.requests.labels("m", "1", "200").inc()
     metrics.prompt_tokens.labels("m", "1").inc()
@@ -36,7 +38,7 @@ def exposed() -> dict[str, set[str]]:
     for family in text_string_to_metric_families(metrics.text(stats).decode()):
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
-    return found
+    return found | {metric_name(key): {"run"} for key in (*OF_LINES, *OF_RUNS)}
 
 
 def test_rules_name_only_metrics_that_exist(exposed: dict[str, set[str]]) -> None:
