@@ -1,8 +1,8 @@
 """Manifests, Serve's config and launcher files, against the schemas of those who will read them.
 
-data/kuberay.json holds names, kinds and required fields of the specs of KubeRay's three resources,
-taken from the operator's API types (v1): the CRDs themselves are megabytes, nearly all of them the
-pod template, which is checked here as a pod.
+data/kuberay.json holds names, kinds and required fields of the specs of KubeRay's three resources:
+the CRDs themselves are megabytes, nearly all of them the pod template, which is checked here as a
+pod. It was written by hand, from the operator's API types (v1); `reduce_crds.py` makes it of CRDs.
 """
 
 import json
