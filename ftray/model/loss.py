@@ -5,6 +5,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch
 from transformers import GenerationConfig, PreTrainedModel
 
 from ftray.errors import ModelError
@@ -24,9 +25,14 @@ class LanguageModel(nn.Module):
         self.model, self.routing = model, routing
         self.is_compiled = False
 
-    def compile_layers(self) -> None:
-        """Have layers and loss compiled into fused kernels at the first pass of each shape."""
+    def compile_layers(self, *, recompute: bool = False) -> None:
+        """Have layers and loss compiled into fused kernels at the first pass of each shape.
+
+        With `recompute` a layer keeps its inputs alone. Left to the compiler, which sees both
+        passes, only what gradients need is computed twice: a layer's last product is not.
+        """
         self.is_compiled = True
+        functorch.activation_memory_budget = 0.0 if recompute else 1.0  # of this whole process
         for layer in self.layers:
             layer.compile()
 

@@ -55,18 +55,16 @@ def build_trainee(config: RunConfig, folder: Path, place: Place, root: str) -> T
         from ftray.train.start import start_from
 
         start_from(config.adapter.init_from, config, attached, folder, root)
-    if config.train.activation_checkpointing is True:
-        recompute = {"use_reentrant": False}
-        attached.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
     dtype = resolve_dtype(config.model, place.device)
-    wants = config.model.attention == "sdpa"
-    if wants and takes_documents(attached.model, dtype, config.data.max_length):
-        set_attention(attached.model, DOCUMENTS)
-        _check(attached.model, dtype)
+    attend_to_documents(attached.model, config, dtype)
     model = LanguageModel(attached.model, attached.routing)
     compiled, why = is_compiled(config.train, place.device)
+    recompute = config.train.activation_checkpointing is True
     if compiled:
-        model.compile_layers()
+        model.compile_layers(recompute=recompute)
+    elif recompute:
+        how = {"use_reentrant": False}
+        attached.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
     replicate(attached.trainable.values())
     full = isinstance(config.adapter, FullConfig)
     is_sharded = config.strategy == "fsdp"
@@ -93,6 +91,14 @@ def _tell(config: RunConfig, precision: str) -> None:
     match config.adapter:
         case LoraConfig(base_precision="fp8"):
             logger.warning("%s", EXPERIMENTAL)
+
+
+def attend_to_documents(model: PreTrainedModel, config: RunConfig, dtype: torch.dtype) -> None:
+    """Have a model attend to packed documents one by one where a kernel does so, and try it."""
+    wants = config.model.attention == "sdpa"
+    if wants and takes_documents(model, dtype, config.data.max_length):
+        set_attention(model, DOCUMENTS)
+        _check(model, dtype)
 
 
 def is_compiled(train: TrainConfig, device: torch.device) -> tuple[bool, str]:
