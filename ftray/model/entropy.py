@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _LOGITS_AT_ONCE = 2**26  # 256 MiB in fp32
+# Each chunk reads and writes the sum of the weight's gradients: of a 1.5B model it is one GB.
+_WITH_WEIGHT = 4
 _TILE = 256  # rows: a GPU multiplies a few more as slowly as so many more
 
 
@@ -92,7 +94,8 @@ class _Sums:
         owners: Owners | None,
     ) -> None:
         self.hidden, self.weight, self.bias = hidden.to(weight.dtype), weight, bias
-        rows = max(1, _LOGITS_AT_ONCE // len(weight))
+        at_once = _LOGITS_AT_ONCE * (_WITH_WEIGHT if needed[1] else 1)
+        rows = max(1, at_once // len(weight))
         self.rows = rows - rows % _TILE if rows > _TILE else rows
         self.entropy: Entropy = _entropy
         shape = () if owners is None else (owners.count,)

@@ -7,6 +7,7 @@ from ftray.config.run import FullConfig, LoraConfig, QloraConfig, RunConfig, Tra
 from ftray.model.shape import ModelShape
 
 LOGITS_AT_ONCE = 2**26  # what ftray.model.entropy holds; a test compares the two
+_WITH_HEAD = 4  # times as many where the output layer is trained
 USABLE_OF_GPU = 0.95  # the caching allocator cannot use every gap
 GIB = 2**30
 _FP32 = 4  # bytes: whatever is trained, and its moments
@@ -212,7 +213,8 @@ _HOLES = {"cpu": 2, "gpu": 1}
 
 def _logits(shape: ModelShape, tokens: int, element: int, *, trains_head: bool) -> int:
     """Bytes of the chunked cross-entropy: a chunk of logits, and states with their gradients."""
-    chunk = min(LOGITS_AT_ONCE, tokens * shape.vocab)
+    at_once = LOGITS_AT_ONCE * (_WITH_HEAD if trains_head else 1)
+    chunk = min(at_once, tokens * shape.vocab)
     of_head = shape.vocab * shape.hidden * 4 if trains_head else 0
     states = 2 * tokens * shape.hidden * element
     return chunk * (8 + (element if element < 4 else 0)) + states + of_head

@@ -150,6 +150,7 @@ def test_what_is_saved_beside_a_step_is_held_twice_in_a_cpu_workers_memory():
 
 def test_the_chunk_of_logits_is_the_one_that_the_loss_holds():
     assert memory.LOGITS_AT_ONCE == entropy._LOGITS_AT_ONCE
+    assert memory._WITH_HEAD == entropy._WITH_WEIGHT
 
 
 def chosen(run: RunConfig, worker: Worker, shape: ModelShape | None = LLAMA_8B) -> Choice:
