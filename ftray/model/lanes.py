@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
 
+from ftray.model.base import decoder
 from ftray.model.dropout import kept, layer_word
 from ftray.model.lora import linear_shape
 
@@ -83,6 +85,7 @@ class LaneLinear(nn.Module):
         self.factors: dict[int, Factors] = {}  # by stack
         self._word = layer_word(name)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch
     def forward(self, x: Tensor) -> Tensor:
         """[rows, ..., in] → [rows, ..., out]."""
         flat, routing = x.flatten(0, -2), self.routing  # [tokens, in]
@@ -108,6 +111,16 @@ class LaneLinear(nn.Module):
         if chances is None or not self.training:
             return None
         return kept(row_shape, chances.seeds, self._word, chances.limits)
+
+
+def compile_between(model: PreTrainedModel) -> None:
+    """Have what lies between the layers' products compiled: norms, rotations, activations.
+
+    For any number of rows and any length, since trials come and go. The products stay as they are:
+    who takes part in them is known from one step to the next only.
+    """
+    for layer in decoder(model).layers:  # type: ignore[union-attr]  # a ModuleList
+        layer.compile(dynamic=True)
 
 
 @dataclass(frozen=True)

@@ -132,8 +132,7 @@ class Passes:
         self._bank.route([works[row.owner].adapter for row in rows], [row.seed for row in rows])
         whose = Owners(torch.tensor([row.owner for row in rows]), len(works))
         ids = batch.input_ids.to(self._device, non_blocking=True)
-        positions = batch.position_ids.to(self._device, non_blocking=True)
-        losses = owned_losses(self._model, ids, batch.labels, positions, whose)  # [works]
+        losses = owned_losses(self._model, ids, batch.labels, batch.position_ids, whose)  # [works]
         if losses.requires_grad:
             losses.backward(shares)
         return losses.detach().double()

@@ -1,5 +1,6 @@
 """Many trials trained together on one frozen base; one thread calls it, and there is no Ray."""
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -10,12 +11,14 @@ import torch
 from ftray.config.run import RunConfig
 from ftray.errors import OutOfMemoryError, TrainError, first_line
 from ftray.model.adapter import freeze
-from ftray.model.base import load_base
+from ftray.model.base import load_base, resolve_dtype
+from ftray.model.lanes import compile_between
 from ftray.model.loss import check
 from ftray.model.shape import read_shape
 from ftray.train.metrics import Line, Value
 from ftray.train.mfu import Speed
 from ftray.train.nans import not_a_number
+from ftray.train.trainee import attend_to_documents, is_compiled
 from ftray.tune.packed.bank import Bank
 from ftray.tune.packed.intake import Intake, Tables, Tokens
 from ftray.tune.packed.passes import Found, Passes, Work
@@ -23,6 +26,8 @@ from ftray.tune.packed.slot import Slot
 from ftray.tune.packed.state import write_state
 from ftray.tune.packed.trial import Capacity, Trial, TrialError, adapter_of, check_shares
 from ftray.tune.packed.usage import Footprint, Usage
+
+logger = logging.getLogger(__name__)
 
 Outcome = Line | TrialError
 
@@ -32,7 +37,8 @@ class PackedTrainer:
 
     What a trial learns does not depend on who else is there, but for the rounding of sums. How it
     is computed is the host's: of a trial's config, `train.micro_batch_size`,
-    `train.activation_checkpointing`, `train.compile` and `scaling` play no part.
+    `train.activation_checkpointing`, `train.compile` and `scaling` play no part; the base's say
+    whether activations are computed twice, and whether what lies between products is compiled.
     """
 
     def __init__(
@@ -49,7 +55,12 @@ class PackedTrainer:
         model = load_base(folder, base.model, device)
         check(model)
         freeze(model, adapter_of(base))
+        attend_to_documents(model, base, resolve_dtype(base.model, device))
         self._bank = Bank(model)
+        compiled, why = is_compiled(base.train, device)
+        logger.info("train.compile=%s: %s", str(compiled).lower(), why)
+        if compiled:
+            compile_between(model)
         if base.train.activation_checkpointing is True:
             recompute = {"use_reentrant": False}
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)

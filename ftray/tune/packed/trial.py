@@ -78,7 +78,9 @@ def _fixed(config: RunConfig) -> dict[str, object]:
     sections = {
         "model": config.model.model_dump(),
         "data": config.data.model_dump(exclude=_READING),
-        "adapter": config.adapter.model_dump(include={"method", "double_quantization"}),
+        "adapter": config.adapter.model_dump(
+            include={"method", "base_precision", "double_quantization"}
+        ),
     }
     return {
         f"{name}.{key}": value for name, tree in sections.items() for key, value in tree.items()

@@ -260,6 +260,21 @@ def test_a_host_computes_as_the_base_says(packed, trial_of, alone, changes):
             assert line[name]["loss"] == pytest.approx(run.step(step)["loss"], rel=room)
 
 
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself in many ways
+def test_what_lies_between_products_may_be_compiled(packed, trial_of):
+    def losses(*, compiled: bool) -> list[float]:
+        trainer, names = packed({"train.compile": compiled}), ["plain", "rank 16, no packing"]
+        for name in names:
+            trainer.attach(trial_of(name, KINDS[name]))
+        steps = [trainer.step(names) for _ in range(3)]
+        trainer.detach(names[0])  # fewer rows: no kernel is made for one number of them
+        steps.append(trainer.step(names[1:]))
+        return [line["loss"] for step in steps for line in step.values()]
+
+    assert losses(compiled=True) == pytest.approx(losses(compiled=False), rel=1e-5)
+
+
 def test_rows_set_aside_of_the_training_data_are_measured(tiny_folder, config_of, alone):
     changes = {"data.eval": None, "data.eval_fraction": 0.2}
     config = config_of(changes)
