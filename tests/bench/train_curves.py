@@ -51,6 +51,7 @@ SMALL: dict[str, Any] = {
 PATHS: dict[str, dict[str, Any]] = {
     "bf16, plain": PLAIN,
     "bf16, fast": FAST,
+    "fp8, plain": {**PLAIN, "adapter.base_precision": "fp8"},
     "fp8, fast": {**FAST, "adapter.base_precision": "fp8"},
     "nf4, plain": {**PLAIN, "adapter.method": "qlora"},
     "nf4, fast": {**FAST, "adapter.method": "qlora"},
