@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ftray import commands, runs
-from ftray.config.base import validated
+from ftray.config.base import override, validated
 from ftray.config.run import RunConfig
 from ftray.data.batching.samples import Sample
 from ftray.data.rendering.chat import Tokens
@@ -18,6 +18,9 @@ from ftray.train.optim import build_optimizer
 from ftray.train.parallel import Place
 from ftray.train.step import micro_batch, train_step
 from ftray.train.trainee import build_trainee
+from ftray.tune.packed.intake import Tables
+from ftray.tune.packed.trainer import PackedTrainer
+from ftray.tune.packed.trial import Capacity, Trial
 
 # what torch's compiler warns itself of, within itself, stops it when it is raised
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
@@ -70,6 +73,23 @@ def test_each_method_learns_on_the_gpu(kind: str, tiny_folder: Path, tmp_path: P
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("precision", ["same", "fp8"])
+def test_packed_trials_learn_on_the_gpu(precision: str, tiny_folder: Path) -> None:
+    adapter = {"method": "lora", "rank": 8, "base_precision": precision}
+    config = config_of(tiny_folder, {"adapter": adapter, "train": {"compile": True}})
+    trained = bytes([0, *[1] * 29])
+    rows = MemoryRows([Tokens([5 + i, 6, 7, 8, 9 + i] * 6, trained) for i in range(4)])
+    host = PackedTrainer(
+        config, tiny_folder, Tables(rows, None), torch.device("cuda"), Capacity(3, 512)
+    )
+    names = ["a", "b", "c"]
+    for rank, name in zip((8, 8, 16), names, strict=True):
+        host.attach(Trial(name, override(config, {"adapter.rank": rank})))
+    steps = [host.step(names) for _ in range(8)]
+    for name in names:
+        assert steps[-1][name]["loss"] < 0.8 * steps[0][name]["loss"]
 
 
 def test_4_bit_weights_agree_on_cpu_and_gpu_but_for_ties() -> None:

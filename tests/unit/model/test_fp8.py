@@ -50,6 +50,19 @@ def test_product_and_gradient_are_those_of_rounded_rows(bias):
     assert not any(parameter.requires_grad for parameter in quantized.parameters())
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself in many ways
+def test_compiled_it_has_the_same_product_and_gradient():
+    quantized, rows, grad = Fp8Linear(linear()), torch.randn(3, 5, 128), torch.randn(3, 5, 96)
+    found = []
+    for layer in (quantized, torch.compile(quantized, backend="aot_eager", fullgraph=True)):
+        x = rows.clone().requires_grad_()
+        out = layer(x)
+        out.backward(grad)
+        found.append((out, x.grad))
+    torch.testing.assert_close(found[1], found[0])
+    assert found[1][1].norm() > 0
+
+
 def test_it_is_near_the_layer_that_it_replaces():
     plain = linear()
     x, grad = torch.randn(64, 128, requires_grad=True), torch.randn(64, 96)
