@@ -4,7 +4,8 @@
 
 Without a folder a Llama of 8 layers is trained first, from scratch, on this package's source, byte
 by byte; adapters then learn its tests. The reference computes in bf16 with transformers' eager
-attention and a mask, uncompiled. Gradients are compared at the adapter that it ends with.
+attention and a mask, uncompiled. Gradients of one batch are compared at the adapter that it begins
+with, and at the one that it ends with.
 """
 
 import argparse
@@ -71,20 +72,21 @@ def main() -> None:
         folder = options.model or trained_from_scratch(Path(root) / "small", options.steps)
         rows = rows_of(folder, "tests")
         results: dict[str, Any] = {"device": _device(), "steps": options.steps, "paths": {}}
-        reference: dict[str, Tensor] = {}
-        expected: Tensor | None = None
+        adapters: list[dict[str, Tensor]] = []  # as the reference begins, and as it ends
+        expected: list[Tensor] = []
         for name, changes in PATHS.items():
             config = config_of(folder, changes)
             trainee = build_trainee(config, folder, PLACE, root)
             first = adapter_state(trainee.attached.model)
-            if reference:
-                found = gradient(trainee, config, rows, reference, first)
             losses = learned(trainee, config, rows, options.steps)
-            if not reference:
-                reference = adapter_state(trainee.attached.model)
-                expected = found = gradient(trainee, config, rows, reference, reference)
-            cosine = torch.cosine_similarity(found, expected, 0).item()
-            results["paths"][name] = {"cosine": cosine, "losses": losses}
+            adapters = adapters or [first, adapter_state(trainee.attached.model)]
+            found = [gradient(trainee, config, rows, at) for at in adapters]
+            expected = expected or found
+            cosines = [
+                torch.cosine_similarity(ours, theirs, 0).item()
+                for ours, theirs in zip(found, expected, strict=True)
+            ]
+            results["paths"][name] = {"cosines": cosines, "losses": losses}
             path.write_text(json.dumps(results, indent=1) + "\n")
             del trainee
             _emptied()
@@ -151,11 +153,7 @@ def learned(trainee: Trainee, config: RunConfig, rows: MemoryRows, steps: int) -
 
 
 def gradient(
-    trainee: Trainee,
-    config: RunConfig,
-    rows: MemoryRows,
-    at: dict[str, Tensor],
-    after: dict[str, Tensor],
+    trainee: Trainee, config: RunConfig, rows: MemoryRows, at: dict[str, Tensor]
 ) -> Tensor:
     """All adapters' gradients of one batch at some weights, laid out flat. [numbers]"""
     load_adapter_state(trainee.attached.model, at)
@@ -165,7 +163,6 @@ def gradient(
     flat = torch.cat([named[name].grad.flatten() for name in sorted(named)])
     for parameter in named.values():
         parameter.grad = None
-    load_adapter_state(trainee.attached.model, after)
     return flat.float()
 
 
@@ -181,7 +178,8 @@ def _emptied() -> None:
 
 
 def _print(results: dict[str, Any]) -> None:
-    table = Table("path", "loss, first 10", "last 10", "against plain bf16", "gradients' cosine")
+    titles = ("loss, first 10", "last 10", "against plain bf16")
+    table = Table("path", *titles, "gradients' cosine at the start", "at the end")
     base = sum(results["paths"]["bf16, plain"]["losses"][-10:])
     for name, one in results["paths"].items():
         first, last = sum(one["losses"][:10]), sum(one["losses"][-10:])
@@ -190,7 +188,7 @@ def _print(results: dict[str, Any]) -> None:
             f"{first / 10:.4f}",
             f"{last / 10:.4f}",
             f"{last / base - 1:+.3%}",
-            f"{one['cosine']:.5f}",
+            *(f"{cosine:.5f}" for cosine in one["cosines"]),
         )
     Console(width=120).print(table)
 
