@@ -40,7 +40,6 @@ from ftray.service.tables import CheckpointRow, JobRow
 logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 10.0
-_KNOWN_SECONDS = 1.2  # after which every server has heard of a version: they look once a second
 _SWEEP_SECONDS = 600.0
 
 
@@ -53,6 +52,8 @@ class Ground:
     launcher: Launcher
     config: JobsConfig
     command: Callable[[str, str, str], Sequence[str]] = command
+    known_seconds: float = 1.2
+    """After which every server has heard of a version: they look once a second."""
 
 
 class Controller:
@@ -174,7 +175,7 @@ class Controller:
             self._write(job, Verdict("failed", error))
             return
         since = self._published.setdefault(job.id, time.monotonic())
-        if time.monotonic() - since < _KNOWN_SECONDS:
+        if time.monotonic() - since < self._ground.known_seconds:
             return  # the next round
         id = job.id.replace("ftjob-", "file-")
         file = self._ground.files.keep_result(id, job.project, found.table)

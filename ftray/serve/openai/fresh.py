@@ -1,4 +1,4 @@
-"""Values read from storage in threads, that are never shown older than a second."""
+"""Values read from storage in threads, that are never shown older than so many seconds."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 MAX_AGE = 1.0  # seconds from the beginning of a read
-_RENEW_AGE = 0.5  # from which a value in use is read again meanwhile, so that nobody waits
+_RENEW = 0.5  # of it, from which a value in use is read again meanwhile, so that nobody waits
 
 
 @dataclass
@@ -24,8 +24,11 @@ class _Read(Generic[T]):
 class Fresh(Generic[T]):
     """A cache of `read(key)`, failures included; of one key one read runs at a time."""
 
-    def __init__(self, read: Callable[[str], T], *, room: int = 4096) -> None:
+    def __init__(
+        self, read: Callable[[str], T], max_age: float = MAX_AGE, room: int = 4096
+    ) -> None:
         self._read = read
+        self._max_age = max_age
         self._room = room
         self._reads: OrderedDict[str, _Read[T]] = OrderedDict()
         self._threads = ThreadPoolExecutor(8, "ftray-registry")  # tokenizing has others
@@ -36,11 +39,11 @@ class Fresh(Generic[T]):
         read = self._reads.get(key)
         if read is not None and read.next is not None and read.next.value.done():
             read = read.next
-        if read is not None and now - read.started >= MAX_AGE:
+        if read is not None and now - read.started >= self._max_age:
             read = read.next
-        if read is None or now - read.started >= MAX_AGE:
+        if read is None or now - read.started >= self._max_age:
             read = self._begin(key, now)
-        elif now - read.started >= _RENEW_AGE and read.next is None:
+        elif now - read.started >= _RENEW * self._max_age and read.next is None:
             read.next = self._begin(key, now)
         self._keep(key, read)
         return await asyncio.shield(read.value)  # others wait for it as well

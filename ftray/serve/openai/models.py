@@ -16,7 +16,7 @@ from ftray import registry, storage
 from ftray.errors import ModelError, RegistryError, ServeError, StorageError
 from ftray.registry import AdapterRecord, Target
 from ftray.serve.ends import named_ends
-from ftray.serve.openai.fresh import Fresh
+from ftray.serve.openai.fresh import MAX_AGE, Fresh
 from ftray.serve.openai.service import ModelCard, Resolved
 from ftray.serve.protocol import AdapterSource
 
@@ -59,11 +59,11 @@ class _Meaning:
 class RegistryModels:
     """The base, and every adapter of the registry that was made for it."""
 
-    def __init__(self, root: str, base: Base) -> None:
+    def __init__(self, root: str, base: Base, max_age: float = MAX_AGE) -> None:
         self._root = root
         self._base = base
-        self._meanings = Fresh(self._look_up)
-        self._listings = Fresh(self._list)
+        self._meanings = Fresh(self._look_up, max_age)
+        self._listings = Fresh(self._list, max_age)
         self._locals: dict[str, asyncio.Task[_Local]] = {}
 
     async def resolve(self, id: str, sticky: str) -> Resolved:

@@ -9,17 +9,34 @@ import pytest
 sys.path.append(str(Path(__file__).parent))  # for what these tests share with the soak
 
 from place import Place, serving
+from processes import Forks, Processes, forking
 
 
-@pytest.fixture
-def place(url: str, tmp_path: Path, tiny_folder: Path) -> Iterator[Place]:
-    """On each of the two databases."""
-    with serving(url, tmp_path, tiny_folder) as found:
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """What processes of jobs are forked from."""
+    with forking() as found:
         yield found
 
 
 @pytest.fixture
-def file_place(tmp_path: Path, tiny_folder: Path) -> Iterator[Place]:
+def launcher(tmp_path: Path, forks: Forks) -> Iterator[Processes]:
+    """A launcher without processes."""
+    found = Processes(tmp_path / "jobs", forks)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def place(url: str, tmp_path: Path, tiny_folder: Path, launcher: Processes) -> Iterator[Place]:
+    """On each of the two databases."""
+    with serving(url, tmp_path, tiny_folder, launcher) as found:
+        yield found
+
+
+@pytest.fixture
+def file_place(tmp_path: Path, tiny_folder: Path, launcher: Processes) -> Iterator[Place]:
     """On SQLite, for what does not depend on the database."""
-    with serving(f"sqlite:///{tmp_path}/accounts.db", tmp_path, tiny_folder) as found:
+    url = f"sqlite:///{tmp_path}/accounts.db"
+    with serving(url, tmp_path, tiny_folder, launcher) as found:
         yield found

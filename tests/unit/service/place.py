@@ -13,7 +13,7 @@ from typing import Any
 import openai
 from echo import ECHO_BASE, EchoEngine
 from loopback import run
-from processes import Processes, work
+from processes import work
 
 from ftray.accounts.access import KeyAccess
 from ftray.accounts.database import Database, open_database
@@ -34,6 +34,7 @@ ROWS = [
     {"messages": [{"role": "user", "content": f"{i}"}, {"role": "assistant", "content": "ok"}]}
     for i in range(12)
 ]
+KNOWN = 0.3  # seconds until a server surely knows of a version; 1.2 where it looks once a second
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 
 
@@ -61,7 +62,7 @@ class Place:
         return client
 
     def ground(self) -> Ground:
-        return Ground(self.database, self.files, self.launcher, self.config, work)
+        return Ground(self.database, self.files, self.launcher, self.config, work, KNOWN)
 
     @contextlib.contextmanager
     def controlled(self, name: str = "one") -> Iterator[Controller]:
@@ -93,14 +94,12 @@ class Place:
 
 
 @contextlib.contextmanager
-def serving(
-    url: str, folder: Path, tiny: Path, launcher: Launcher | None = None
-) -> Iterator[Place]:
+def serving(url: str, folder: Path, tiny: Path, launcher: Launcher) -> Iterator[Place]:
     database = open_database(url)
     root = str(folder / "root")
     Path(root).mkdir()
     access = KeyAccess(database, every=0.2)
-    models = RegistryModels(root, Base(ECHO_BASE, "f" * 64, tiny, "b" * 64))
+    models = RegistryModels(root, Base(ECHO_BASE, "f" * 64, tiny, "b" * 64), KNOWN / 1.2)
     service = Service(LocalEngines(EchoEngine(tiny)), models, access=access)
     files = Files(database, root, FilesConfig(max_bytes=200_000, max_rows=1000))
     config = JobsConfig(retry_seconds=0.05, max_failures=2)
@@ -110,11 +109,9 @@ def serving(
     access.start()
     assert isinstance(service.engines, LocalEngines)
     address, stop = run(create_service_api(service, tuning), service.engines)
-    own = Processes(folder / "jobs")
-    yield (found := Place(address, root, database, launcher or own, files, config))
+    yield (found := Place(address, root, database, launcher, files, config))
     for client in found.clients:
         client.close()
-    own.close()
     stop()
     models.close()
     access.close()

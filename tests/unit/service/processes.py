@@ -1,49 +1,59 @@
 """A launcher of real processes on this machine: what it knows is in a folder, as Ray's in Ray."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
 from ftray.service.launcher import Seen
 
-WORK = Path(__file__).with_name("work.py")
-_SHELL = 'echo $$ > "$0.pid"; "$@"; echo $? > "$0.exit.new"; mv "$0.exit.new" "$0.exit"'
+HERE = Path(__file__).parent
+WORK = HERE / "work.py"
+
+Forks = subprocess.Popen[str]
+
+
+@contextmanager
+def forking() -> Iterator[Forks]:
+    """A process to fork those of jobs from, ready to."""
+    program = [sys.executable, HERE / "forks.py"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(program, **pipes) as forks:
+        assert forks.stdout is not None
+        assert forks.stdout.readline() == "ready\n"
+        yield forks  # its input ends with the block, and so does it
 
 
 class Processes:
     """Any number of these over one folder know the same processes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, forks: Forks) -> None:
         folder.mkdir(exist_ok=True)
         self._folder = folder
-        self._started: list[subprocess.Popen[bytes]] = []
+        self._forks = forks
 
     def close(self) -> None:
         """Let nothing be left behind."""
-        for process in self._started:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        for begun in self._folder.glob("*.log"):
+            if self._number(f"{begun.stem}.exit") is None:
+                self.kill(begun.stem)
 
     def submit(self, id: str, command: Sequence[str], env: Mapping[str, str]) -> None:
         try:
             (self._folder / id).touch(exist_ok=False)
         except FileExistsError:
             return
-        with (self._folder / f"{id}.log").open("wb") as log:
-            started = subprocess.Popen(
-                ["sh", "-c", _SHELL, str(self._folder / id), *command],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **env},
-                start_new_session=True,
-            )
-        self._started.append(started)  # or Python would warn of what it has forgotten
+        line = [str(self._folder / id), command[2:], dict(env)]
+        assert self._forks.stdin is not None
+        self._forks.stdin.write(f"{json.dumps(line)}\n")
+        self._forks.stdin.flush()
 
     def find(self, id: str) -> Seen | None:
         if not (self._folder / id).exists():
@@ -62,9 +72,16 @@ class Processes:
 
     def kill(self, id: str) -> None:
         """What no launcher does: the power cut."""
-        pid = self._number(f"{id}.pid")
-        assert pid is not None
-        os.killpg(pid, signal.SIGKILL)
+        end = time.monotonic() + 5
+        while (pid := self._number(f"{id}.pid")) is None:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return  # it has just ended
+        while psutil.pid_exists(pid):
+            time.sleep(0.01)
 
     def _below(self, id: str) -> list[psutil.Process]:
         pid = self._number(f"{id}.pid")

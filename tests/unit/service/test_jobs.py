@@ -11,10 +11,11 @@ import pytest
 from place import ECHO_BASE, LINES, Place, ended, submit, upload, wait_for
 
 from ftray.accounts.audit import list_acts
+from ftray.accounts.database import Database
 from ftray.accounts.grant import Quota
 from ftray.accounts.projects import set_project
 from ftray.service.controller import Controller
-from ftray.service.leases import LostLeaseError
+from ftray.service.leases import Lease, LostLeaseError
 from ftray.service.order import read_order
 from ftray.service.retention import Retention
 
@@ -174,8 +175,7 @@ def test_a_search_is_checked_and_kept(file_place: Place):
     search = {"space": space, "num_samples": 4}
     job = submit(client, extra_body={"ftray": {"search": search}})
     assert job.ftray["search"] == search
-    Controller(file_place.ground(), "one").round()
-    with file_place.controlled("two"):
+    with file_place.controlled():
         wait_for(lambda: file_place.began)
     order = read_order(file_place.root, job.id)
     assert order.search is not None
@@ -324,8 +324,9 @@ def test_projects_take_turns_within_their_shares(place: Place):
     assert order.index(urgent) < min(order.index(id) for id in jobs[:3])
     assert max(order.index(id) for id in jobs[3:]) < 4  # not behind all of the others
     assert Counter(order) == Counter([*jobs, urgent])
-    of_a = sorted(float(at) for _, project, at in place.began if project == "a")
-    assert all(later - earlier > 0.5 for earlier, later in pairwise(of_a))
+    ended_at = {submission: float(at) for submission, _, at in place.read("ended.txt")}
+    of_a = [(submission, float(at)) for submission, project, at in place.began if project == "a"]
+    assert all(ended_at[one] < began for (one, _), (_, began) in pairwise(of_a))
 
 
 def test_of_two_controllers_one_works_and_the_other_takes_over(place: Place):
@@ -344,6 +345,16 @@ def test_of_two_controllers_one_works_and_the_other_takes_over(place: Place):
         client.fine_tuning.jobs.cancel(job.id)
         ended(client, job.id)
     assert len(place.began) == 1
+
+
+def test_a_lease_that_nobody_prolongs_runs_out(database: Database):
+    first, second = (Lease(database, "x", name, seconds=0.2) for name in ("first", "second"))
+    assert first.hold()
+    assert not second.hold()
+    wait_for(second.hold)
+    assert not first.hold()
+    with pytest.raises(LostLeaseError), database.writing() as session:
+        first.check(session)
 
 
 def test_a_controller_that_was_asleep_changes_nothing_any_more(place: Place):

@@ -127,12 +127,11 @@ def test_a_full_project_uploads_nothing_and_creates_no_job_until_a_model_is_dele
 
 
 def test_a_job_of_a_full_project_waits_and_starts_when_there_is_room(
-    files: Files, jobs: Jobs, tmp_path: Path
+    files: Files, jobs: Jobs, launcher: Processes
 ):
     file, more = add(files), add(files)
     job = create(jobs, file)
     set_project(files.database, "mine", Quota(storage_bytes=600))
-    launcher = Processes(tmp_path / "jobs")
     controller = Controller(Ground(files.database, files, launcher, JobsConfig(), work), "one")
     controller.round()
     assert jobs.find("mine", job.id).submission is None
@@ -140,7 +139,6 @@ def test_a_job_of_a_full_project_waits_and_starts_when_there_is_room(
     controller.round()
     assert jobs.find("mine", job.id).submission == f"{job.id}-1"
     controller.close()
-    launcher.close()
 
 
 def test_a_folder_that_retention_takes_is_counted_no_more(files: Files, jobs: Jobs):
