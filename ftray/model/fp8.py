@@ -6,10 +6,9 @@ row, so that each has its scales outside the sum. Together they take what bf16 t
 multiplied with them is cast token by token.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -36,7 +35,6 @@ class Fp8Linear(nn.Module):
         self.register_buffer("scale", forward.scale)  # [out, 1]
         self.register_buffer("transposed_scale", backward.scale)  # [in, 1]
         self.casts = True
-        self.fuses = False  # where no compiler sees the casts: in one kernel each
         self.bias = linear.bias
         if self.bias is not None:
             self.bias.requires_grad_(False)
@@ -46,10 +44,10 @@ class Fp8Linear(nn.Module):
         if not self.casts:
             return F.linear(x, self.dequantized(x.dtype), self.bias)
         rows = x.reshape(-1, self.in_features)
-        cast = _rows_in_fp8(rows.detach(), fused=self.fuses)
+        cast = rows_in_fp8(rows.detach())
         forward = [self.weight, self.get_buffer("scale")]
         backward = [self.transposed, self.get_buffer("transposed_scale")]
-        out: Tensor = _linear(rows, [cast.values, cast.scale], forward, backward, self.fuses)
+        out: Tensor = _linear(rows, [cast.values, cast.scale], forward, backward)
         out = out.view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
@@ -85,21 +83,6 @@ def rows_in_fp8(rows: Tensor) -> Scaled:
     largest = exact.abs().amax(-1, keepdim=True).clamp(min=1e-12)
     values = (exact * (_LARGEST / largest)).clamp(-_LARGEST, _LARGEST)
     return Scaled(values.to(FP8), largest / _LARGEST)
-
-
-def _rows_in_fp8(rows: Tensor, *, fused: bool) -> Scaled:
-    return Scaled(*_compiled_cast()(rows)) if fused else rows_in_fp8(rows)
-
-
-@cache
-def _compiled_cast() -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Compiled once for all sizes; step by step a cast goes over its rows eight times."""
-
-    def cast(rows: Tensor) -> tuple[Tensor, Tensor]:
-        found = rows_in_fp8(rows)
-        return found.values, found.scale
-
-    return torch.compile(cast, dynamic=True)
 
 
 @torch.no_grad()
@@ -139,12 +122,13 @@ def multiplies_fp8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-# Both products are operations of their own to the compiler: of an autograd function that takes them
-# apart torch 2.11 compiles a backward pass whose gradient is zero (measured, on an H200). The casts
-# it sees: they are fused with what comes before them, and what three layers read is cast once.
+# Both products are operations of their own to the compiler. In an autograd function torch 2.11
+# takes what `_scaled_mm` returns, which has no derivative, for what needs no gradient: its
+# tangent becomes zeros. The casts the compiler sees: they are fused with what comes before them,
+# and what three layers read is cast once.
 @torch.library.custom_op("ftray::fp8_linear", mutates_args=())
 def _linear(
-    rows: Tensor, cast: list[Tensor], forward: list[Tensor], backward: list[Tensor], fused: bool
+    rows: Tensor, cast: list[Tensor], forward: list[Tensor], backward: list[Tensor]
 ) -> Tensor:
     """rows·Wᵀ: [n, in] → [n, out]. Rows and weights come in 8 bits, each with its scales."""
     return _multiplied(cast, forward, rows.dtype)
@@ -156,14 +140,13 @@ def _(rows: Tensor, cast: list[Tensor], forward: list[Tensor], backward: list[Te
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *_, backward, ctx.fused = inputs
-    ctx.save_for_backward(*backward)  # the weights alone
+    ctx.save_for_backward(*inputs[-1])  # the weights alone
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    cast = _rows_in_fp8(grad, fused=ctx.fused)
+    cast = rows_in_fp8(grad)
     of_rows = _product([cast.values, cast.scale], list(ctx.saved_tensors), grad.dtype)
-    return of_rows, *[[None, None]] * 3, None
+    return of_rows, *[[None, None]] * 3
 
 
 _linear.register_autograd(_backward, setup_context=_keep)

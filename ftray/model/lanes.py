@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from ftray.model.base import decoder
 from ftray.model.dropout import kept, layer_word
-from ftray.model.fp8 import Fp8Linear
 from ftray.model.lora import linear_shape
 
 
@@ -122,9 +121,6 @@ def compile_between(model: PreTrainedModel) -> None:
     """
     for layer in decoder(model).layers:  # type: ignore[union-attr]  # a ModuleList
         layer.compile(dynamic=True)
-    for module in model.modules():
-        if isinstance(module, Fp8Linear):
-            module.fuses = True
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class _Way:
 _RECOMPUTED = 1.28
 _OVERHEAD = 512
 _NEARLY = 1.02
-_BUSY_TOKENS = 8192  # a micro-batch of fewer saves little more and leaves a GPU idle
+_BUSY_TOKENS = 4096  # a micro-batch of fewer saves little more and leaves a GPU idle
 
 
 def _saves(config: RunConfig) -> bool:

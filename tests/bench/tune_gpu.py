@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -58,10 +57,7 @@ TINY = {
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
-BASES = (
-    Base("8B", EIGHT_B, (512, 1024), (8, 16), ("same", "fp8")),
-    Base("1.7B-like", SMALLER, (512,), (16,)),
-)
+BASES = (Base("8B", EIGHT_B, (512, 1024), (8, 16)), Base("1.7B-like", SMALLER, (512,), (16,)))
 QUICK = (Base("tiny", TINY, (64,), (4, 8)),)
 
 Figures = dict[str, Any]
@@ -78,12 +74,11 @@ def main() -> None:
     for whole in QUICK if options.quick else BASES:
         base = replace(whole, tokens=whole.tokens[:1]) if options.short else whole
         with _written(base, options.weights) as folder:
-            for precision in base.precisions:
-                results["measured"] += _packed(base, folder, precision, options.steps)
-            for side, made in _one_at_a_time(base, folder).items():
+            results["measured"] += _packed(base, folder, options.steps)
+            for side, kind in (("ftray alone", Alone), ("transformers + PEFT", Peft)):
                 for tokens in base.tokens:
                     _emptied()
-                    one = made(tokens)
+                    one = kind(base, folder, tokens)
                     found = _measured(one.step, 1, tokens, options.steps)
                     results["measured"].append({"base": base.name, "side": side, **found})
                     del one
@@ -127,29 +122,16 @@ def _written(base: Base, kept: Path | None) -> Iterator[Path]:
         yield Path(made)
 
 
-def _one_at_a_time(base: Base, folder: Path) -> dict[str, Callable[[int], Any]]:
-    """Each way to take one trial's steps, made for so many tokens."""
-    sides: dict[str, Callable[[int], Any]] = {
-        f"ftray alone{_over(precision)}": partial(Alone, base, folder, precision=precision)
-        for precision in base.precisions
-    }
-    return {**sides, "transformers + PEFT": partial(Peft, base, folder)}
-
-
-def _over(precision: str) -> str:
-    return "" if precision == "same" else f" over {precision}"
-
-
-def _packed(base: Base, folder: Path, precision: str, steps: int) -> list[Figures]:
+def _packed(base: Base, folder: Path, steps: int) -> list[Figures]:
     """All trials on one copy of the base; each set of them comes, is measured, and goes."""
-    host = Host(base, folder, precision)
+    host = Host(base, folder)
     sets = [(count, tokens, False) for tokens in base.tokens for count in (1, *base.trials)]
     sets += [(base.trials[-1], tokens, True) for tokens in base.tokens]
     measured = []
     for count, tokens, mixed in sets:
         _emptied()
         trials = Packed(host, folder, count, tokens, mixed=mixed)
-        side = f"packed{_over(precision)}{', ranks and rates differ' if mixed else ''}"
+        side = "packed, ranks and rates differ" if mixed else "packed"
         found = _measured(trials.step, count, tokens, steps)
         measured.append({"base": base.name, "side": side, **found})
         trials.end()

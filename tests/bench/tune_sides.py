@@ -41,7 +41,6 @@ class Base:
     shape: dict[str, Any]
     tokens: tuple[int, ...]
     trials: tuple[int, ...]
-    precisions: tuple[str, ...] = ("same",)
 
     def rows(self) -> MemoryRows:
         """Rows of the most tokens that a step has, of which all but the first are learned."""
@@ -53,9 +52,8 @@ class Base:
 class Host:
     """One copy of the base, with as much room as a search would plan for these trials."""
 
-    def __init__(self, base: Base, folder: Path, precision: str) -> None:
-        self.precision = precision
-        config = config_of(folder, max(base.tokens), precision)
+    def __init__(self, base: Base, folder: Path) -> None:
+        config = config_of(folder, max(base.tokens))
         everyone = [config] * max(base.trials)
         capacity = plan_capacity(config, everyone, read_shape(folder), _worker())
         if capacity.slots < max(base.trials):
@@ -75,7 +73,7 @@ class Packed:
             if mixed:
                 changes["adapter.rank"] = MIXED[number % len(MIXED)]
                 changes["train.learning_rate"] = RATE * (1 + number) / 4
-            config = override(config_of(folder, tokens, host.precision), changes)
+            config = override(config_of(folder, tokens), changes)
             self._trainer.attach(Trial(name, config))
 
     def step(self) -> float:
@@ -96,9 +94,9 @@ class Packed:
 class Alone:
     """One trial as `ftray train` takes its steps, with the same kernels."""
 
-    def __init__(self, base: Base, folder: Path, tokens: int, precision: str = "same") -> None:
-        config = config_of(folder, tokens, precision)
-        self._train = config.train
+    def __init__(self, base: Base, folder: Path, tokens: int) -> None:
+        self._train = config_of(folder, tokens).train
+        config = config_of(folder, tokens)
         self._trainee = build_trainee(config, folder, _PLACE, "")
         self._optimizer = build_optimizer(self._trainee.attached.trainable.values(), self._train)
         self._rows = base.rows()
@@ -154,14 +152,13 @@ class Peft:
         return float(loss.item())
 
 
-def config_of(folder: Path, tokens: int, precision: str) -> RunConfig:
+def config_of(folder: Path, tokens: int) -> RunConfig:
     """The config of a trial, which takes one pack of so many tokens a step."""
-    adapter = {"method": "lora", "rank": RANK, "alpha": ALPHA, "base_precision": precision}
     return RunConfig.model_validate(
         {
             "name": "bench",
             "model": {"name": str(folder)},
-            "adapter": adapter,
+            "adapter": {"method": "lora", "rank": RANK, "alpha": ALPHA},
             "data": {"train": "made.jsonl", "max_length": tokens},
             "train": {
                 "max_steps": 10_000,

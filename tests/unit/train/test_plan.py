@@ -79,7 +79,7 @@ def test_lora_trains_rank_times_in_plus_out_of_each_target():
         ({}, 4, 50.5),
         ({"adapter__base_precision": "fp8"}, 4, 50.5),
         ({"adapter__method": "qlora"}, 4, 40.9),
-        ({"adapter__method": "qlora", "train__objective": "memory"}, 4, 9.6),
+        ({"adapter__method": "qlora", "train__objective": "memory"}, 4, 10.4),
         ({"train__max_steps": 11}, 4, 61.5),  # too few to be compiled
     ],
 )
@@ -189,9 +189,9 @@ def test_of_equally_fast_ways_the_smallest_is_taken():
 def test_the_memory_objective_computes_twice_and_keeps_the_gpu_busy():
     run = config(train__objective="memory", adapter__method="qlora")
     found = chosen(run, H100)
-    assert (found.micro, found.recompute) == (4, True)
+    assert (found.micro, found.recompute) == (2, True)
     assert found.memory is not None
-    assert found.memory.peak - found.memory.overhead < 11 * GIB
+    assert found.memory.peak - found.memory.overhead < 9 * GIB
     assert chosen(run, replace(H100, memory=None)).recompute is True
 
 
