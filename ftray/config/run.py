@@ -50,9 +50,9 @@ class LoraConfig(Config):
     init_from: str | None = None
     """Go on from a published adapter (`name` or `name@version`) of the same shape and base."""
     base_precision: Literal["auto", "same", "fp8"] = "auto"
-    """What the frozen base is kept in; auto: what is computed in. fp8 (experimental) is faster on
-    GPUs that multiply 8-bit floats (Hopper and newer), takes as much memory as bf16, and rounds
-    each product by some hundredths: compare losses before you rely on it."""
+    """What the frozen base is kept in; auto: what is computed in. fp8 is faster on GPUs that
+    multiply 8-bit floats (Hopper and newer), takes as much memory as bf16, and rounds each product
+    by some hundredths, about as much as nf4 does."""
 
     @property
     def scaling(self) -> float:

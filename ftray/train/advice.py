@@ -10,7 +10,7 @@ from ftray.config.run import FullConfig, LoraConfig, RunConfig
 
 def advice(config: RunConfig) -> tuple[str, ...]:
     """Return one sentence for each doubtful setting, with the setting to try."""
-    about = (_about_model, _about_rates, _about_precision, _about_steps, _about_data)
+    about = (_about_model, _about_rates, _about_steps, _about_data)
     return tuple(sentence for look in about for sentence in look(config))
 
 
@@ -65,20 +65,6 @@ def _about_data(config: RunConfig) -> list[str]:
     if config.model.trust_remote_code:
         found.append(f"model.trust_remote_code: Python code of '{config.model.name}' will run here")
     return found
-
-
-def _about_precision(config: RunConfig) -> list[str]:
-    match config.adapter:
-        case LoraConfig(base_precision="fp8"):
-            return [EXPERIMENTAL]
-        case _:
-            return []
-
-
-EXPERIMENTAL = (
-    "adapter.base_precision=fp8 is experimental: where it was tried on a GPU, with random weights,"
-    " the loss hardly fell where it did in bf16; compare the first losses of both"
-)
 
 
 def _exists(source: SourceConfig) -> bool:

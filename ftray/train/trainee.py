@@ -18,7 +18,6 @@ from ftray.model.attention import DOCUMENTS, set_attention, takes_documents
 from ftray.model.base import load_base, resolve_dtype
 from ftray.model.fp8 import uncast
 from ftray.model.loss import LanguageModel
-from ftray.train.advice import EXPERIMENTAL
 from ftray.train.memory import compiles
 from ftray.train.parallel import Place, replicate, shard
 
@@ -88,9 +87,6 @@ def _tell(config: RunConfig, precision: str) -> None:
     reason = "weights are sharded" if is_sharded else "each worker holds the whole model"
     logger.info("scaling.strategy=%s: %s", config.strategy, reason)
     logger.info("model.dtype=%s", precision)
-    match config.adapter:
-        case LoraConfig(base_precision="fp8"):
-            logger.warning("%s", EXPERIMENTAL)
 
 
 def attend_to_documents(model: PreTrainedModel, config: RunConfig, dtype: torch.dtype) -> None:
