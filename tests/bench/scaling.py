@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing import get_context
@@ -53,16 +54,19 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     os.environ.update(ENV)
     device = "cuda" if on_gpus() else "cpu"
-    results: Figures = {"load_before": load(), "steps": options.steps}
-    with tempfile.TemporaryDirectory(prefix="ftray-bench-", dir=_roomy()) as made:
-        bench = Bench(Path(made), device, options.workers, options.steps, options.seconds)
-        results |= bench.all(_chosen(options, device))
-    results["load_after"] = load()
-    results["machine"] = {**describe(PACKAGES), "device": _device(device)}
-    results["forecast"] = [line for one in FORECASTS for line in forecast(one)]
+    results: Figures = {
+        "machine": {**describe(PACKAGES), "device": _device(device)},
+        "load_before": load(),
+        "steps": options.steps,
+        "forecast": [line for one in FORECASTS for line in forecast(one)],
+    }
     path = options.out or RESULTS / f"scaling-{device}-{datetime.now(UTC):%Y-%m-%d}.json"
     path.parent.mkdir(exist_ok=True, parents=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    with tempfile.TemporaryDirectory(prefix="ftray-bench-", dir=_roomy()) as made:
+        bench = Bench(Path(made), device, options.workers, options.steps, options.seconds)
+        for found in bench.all(_chosen(options, device)):
+            results |= {**found, "load_after": load()}
+            path.write_text(json.dumps(results, indent=1) + "\n")
     print_tables(results)
 
 
@@ -78,12 +82,14 @@ class Bench:
     _began: float = field(default_factory=time.monotonic)
     _models: dict[str, Path] = field(default_factory=dict)
 
-    def all(self, kinds: list[Kind]) -> Figures:
-        """Measure the links, each kind on each number of workers, and what survives."""
+    def all(self, kinds: list[Kind]) -> Iterator[Figures]:
+        """Measure the links, each kind on each number of workers, and what survives.
+
+        Yields all that is known after each kind, should the next one not end.
+        """
         most = max(self.workers)
         found: Figures = {"links": self._links(most), "runs": [], "survived": None, "missing": []}
-        others = [kind for kind in kinds if kind != SURVIVES]
-        for kind in [*others[:1], SURVIVES, *others[1:]]:
+        for kind in kinds:
             curves: list[Figures] = []
             for workers in sorted(self.workers, reverse=True):
                 if workers < kind.least:
@@ -95,7 +101,7 @@ class Bench:
             found["runs"] += compared(curves, found["links"], SAME[self.device])
             if kind == SURVIVES and curves and most > 1:
                 found["survived"] = self._survived(kind, most, curves[0])
-        return found
+            yield found
 
     def _one(self, kind: Kind, workers: int) -> Figures:
         left = self._left()
@@ -182,7 +188,8 @@ def _chosen(options: argparse.Namespace, device: str) -> list[Kind]:
     known = {kind.name: kind for kind in (*ON_GPUS, *ON_CPUS)}
     if options.runs is None:
         usual = ON_GPUS if device == "cuda" else ON_CPUS
-        return [kind for kind in usual if kind.shape != "70B"]
+        first, *others = [kind for kind in usual if kind.shape != "70B" and kind != SURVIVES]
+        return [first, SURVIVES, *others]
     if unknown := [name for name in options.runs.split(",") if name not in known]:
         raise SystemExit(f"no run is called {', '.join(unknown)}; there are {', '.join(known)}")
     return [known[name] for name in options.runs.split(",")]

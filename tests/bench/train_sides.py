@@ -11,6 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,22 @@ def main() -> None:
     out = Path(sys.argv[2])
     for case in cases:
         try:
-            found = measured(case)
+            measured(case, partial(_keep, out, case))
         except Exception as error:  # noqa: BLE001  # a peer that fails is a result
             traceback.print_exc()
-            found = {"error": f"{type(error).__name__}: {error}"[:500]}
-        with out.open("a") as file:
-            file.write(json.dumps({**case, **found}) + "\n")
-        shown = {key: value for key, value in found.items() if key != "losses"}
-        sys.stderr.write(f"{case['side']}, {case['name']}: {shown}\n")
+            _keep(out, case, {"error": f"{type(error).__name__}: {error}"[:500]})
         _emptied()
 
 
-def measured(case: Figures) -> Figures:
-    """Warm up, then take the median of some steps."""
+def _keep(out: Path, case: Figures, found: Figures) -> None:
+    with out.open("a") as file:
+        file.write(json.dumps({**case, **found}) + "\n")
+    shown = {key: value for key, value in found.items() if key != "losses"}
+    sys.stderr.write(f"{case['side']}, {case['name']}: {shown}\n")
+
+
+def measured(case: Figures, keep: Callable[[Figures], None]) -> None:
+    """Warm up, then take the median of some steps; a profile takes long, so it comes last."""
     if CUDA.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(
             min(1.0, case["gib"] * 2**30 / torch.cuda.get_device_properties(0).total_memory)
@@ -50,7 +54,8 @@ def measured(case: Figures) -> Figures:
     if CUDA.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     if isinstance(side, Whole):
-        return side.figures(case)
+        keep(side.figures(case))
+        return
     first = time.perf_counter()
     for number in range(case["warm"] + case["steps"]):
         if number == case["warm"]:
@@ -63,10 +68,10 @@ def measured(case: Figures) -> Figures:
             tokens.append(counted)
             labels.append(labelled)
         losses.append(loss)
+    times = {"load_seconds": loaded, "warm_up_seconds": warm, "losses": losses}
+    keep({**side.about, **times, **rates_of(case, seconds, tokens, labels)})
     if case.get("profile"):
         _profile(side.step, case["profile"])
-    times = {"load_seconds": loaded, "warm_up_seconds": warm, "losses": losses}
-    return {**side.about, **times, **rates_of(case, seconds, tokens, labels)}
 
 
 def _profile(step: Callable[[], Any], path: str) -> None:
