@@ -204,14 +204,15 @@ def _optional_packages() -> set[str]:
     """Packages of the extras, and those that few runs or few moments of a run need.
 
     bitsandbytes loads torch's compiler, more than a second of each process that imports it, and
-    PEFT loads bitsandbytes: a restart of a killed run would wait for both.
+    PEFT loads bitsandbytes: a restart of a killed run would wait for both. A run's driver starts
+    its workers before it imports torch.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [line for lines in project["optional-dependencies"].values() for line in lines]
     named = {re.split(r"[\[>=<]", line)[0] for line in extras} - {"ftray"}
     by_uri = {"aiohttp", "datasets", "fsspec", "huggingface_hub", "pyarrow.fs"}
-    ours = {"ftray.serve.otel", "ftray.train.publish", "ftray.train.start"}
-    return named | by_uri | ours | {"bitsandbytes"}
+    ours = {f"ftray.train.{name}" for name in ("plot", "preparation", "publish", "start", "worker")}
+    return named | by_uri | ours | {"bitsandbytes", "ftray.serve.otel"}
 
 
 def _committed() -> list[Path]:

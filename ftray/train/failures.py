@@ -1,7 +1,6 @@
 """What the failure of a training group means: who began it, whether to try again, what to say."""
 
 import ray.train
-import torch.distributed as dist
 from ray.exceptions import OutOfMemoryError as RayOutOfMemory
 from ray.exceptions import RayActorError
 
@@ -102,4 +101,4 @@ def _unwrapped(error: Exception) -> Exception:
 def _is_from_a_collective(error: Exception) -> bool:
     words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
     is_said = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    return is_said or isinstance(error, dist.DistError)
+    return is_said or any(kind.__name__ == "DistError" for kind in type(error).__mro__)

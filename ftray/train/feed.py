@@ -28,19 +28,11 @@ from ftray.data.tokens.shards import MOST_OPEN
 from ftray.errors import ClusterError, DataError
 from ftray.runs import Run
 from ftray.train.usage import SourceUse, metric_of, write_plan
+from ftray.train.work import Feed
 
 logger = logging.getLogger(__name__)
 
 STREAMED_BYTES = 32 * 2**20  # what is smaller is made within seconds, and shuffled as a whole
-
-
-@dataclass(frozen=True)
-class Feed:
-    """Where a run's tokens are; a stream's are still being made while it trains."""
-
-    tokens: str
-    eval_tokens: str | None
-    streams: bool
 
 
 class Intake:

@@ -2,50 +2,54 @@
 
 import logging
 import os
-import pickle
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import ray
 import ray.train
-import torch
 from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from ftray import cluster, runs, storage
 from ftray.cluster import Allotment
-from ftray.errors import ClusterError, OutOfMemoryError, first_line
+from ftray.errors import ClusterError, first_line
+from ftray.runs import Run
 from ftray.train.failures import cause_of, is_unplaced
-from ftray.train.loop import Work, train
 from ftray.train.notice import HeedSigterm, ask_to_end, take_back
 from ftray.train.retries import Again, Ended, Retries
 from ftray.train.size import Size
-from ftray.train.trainer import Trainer, give_back_places
+from ftray.train.trainer import ProcessGroup, Trainer, give_back_places
 from ftray.train.watchdog import Watchdog
+from ftray.train.work import Handover, Work
 
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 10.0  # between two looks for room to grow
+_CALL_OFF_SECONDS = 30.0  # for processes to start that will have nothing to do
 
 
-def train_to_the_end(work: Work, allotment: Allotment, stop: threading.Event) -> None:
+def train_to_the_end(
+    work: Work, size: Size, stop: threading.Event, group: "Group | None" = None
+) -> None:
     """Train until the last step, starting a new group when a worker or its machine was lost.
 
     Each group goes on from the newest checkpoint in storage, an elastic one with as many workers
-    as there is room for. KeyboardInterrupt, when it is raised in here once, lets the workers save
-    before it goes on its way; a second one does not wait for them. Who calls this in another
-    thread than the main one sets `stop` for that.
+    as there is room for; the first may be there already. KeyboardInterrupt, when it is raised in
+    here once, lets the workers save before it goes on its way; a second one does not wait for them.
+    Who calls this in another thread than the main one sets `stop` for that.
     """
     scaling = work.config.scaling
     timeout_seconds = scaling.placement_timeout_seconds
     retries = Retries(scaling.max_failures, work.micro_batch_size)
-    size = Size(scaling, allotment, timeout_seconds)
     while True:
         try:
-            ended = _train_once(work, size, stop)
+            group = group or Group(work.run, size)
+            ended = _train_once(work, size, stop, group)
             if ended.why == "finished":
                 return
             again = retries.after_end(ended)
@@ -57,7 +61,7 @@ def train_to_the_end(work: Work, allotment: Allotment, stop: threading.Event) ->
                 again = Again(f"{before} could not be placed", 0.0, work.micro_batch_size)
             else:
                 again = retries.after_failure(failure, _last_step(work))
-        work = _made_ready(work, again, size)
+        work, group = _made_ready(work, again, size), None
 
 
 def _made_ready(work: Work, again: Again, size: Size) -> Work:
@@ -76,9 +80,8 @@ def _made_ready(work: Work, again: Again, size: Size) -> Work:
     return replace(work, attempt=attempt, micro_batch_size=again.micro_batch_size)
 
 
-def _train_once(work: Work, size: Size, stop: threading.Event) -> Ended:
-    take_back(work.run)
-    group = _Group(_trainer(work, size.now, size.timeout_seconds))
+def _train_once(work: Work, size: Size, stop: threading.Event, group: "Group") -> Ended:
+    group.begin(work)
     try:
         return group.ended(lambda: _grow(work, size), stop)
     except KeyboardInterrupt:
@@ -98,17 +101,46 @@ def _grow(work: Work, size: Size) -> None:
         ask_to_end(work.run)
 
 
-class _Group:
-    """A group at work. Its thread waits for Ray, so that the caller's can see to other things.
+@contextmanager
+def early_group(run: Run, size: Size) -> Iterator["Group"]:
+    """Start a group for what is planned in the block: its processes import torch in the meantime.
 
-    In the main thread Ray Train would put a handler for Ctrl-C in place that ends the process.
+    An error in the block calls the work off.
+    """
+    group = Group(run, size)
+    try:
+        yield group
+    except BaseException:
+        group.call_off()
+        raise
+
+
+class Group:
+    """Workers, from their start to their end, which do what they are told to begin.
+
+    A thread waits for Ray, so that the caller's can see to other things. In the main thread Ray
+    Train would put a handler for Ctrl-C in place that ends the process.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
+    def __init__(self, run: Run, size: Size) -> None:
+        take_back(run)
+        self._handover = Handover(uuid.uuid4().hex)
+        self._trainer = _trainer(run, size, self._handover)
+        self._has_begun = False
         self._result: Ended | Exception | None = None
         self._done = threading.Event()  # a join that Ctrl-C interrupts calls the thread stopped
         threading.Thread(target=self._run, name="training", daemon=True).start()
+
+    def begin(self, work: Work) -> None:
+        """Tell the workers what to do."""
+        self._has_begun = True
+        self._handover.give(work)
+
+    def call_off(self) -> None:
+        """Let the workers end that were not told to begin; others are not disturbed."""
+        if not self._has_begun:
+            self._handover.call_off()
+            self._done.wait(_CALL_OFF_SECONDS)
 
     def ended(self, look: Callable[[], None], stop: threading.Event) -> Ended:
         """Wait for the workers, and look around in the meantime; raises what made them fail.
@@ -135,17 +167,18 @@ class _Group:
         except Exception as error:  # noqa: BLE001  # a thread's edge: raised again to who waits
             self._result = error
         finally:
+            self._handover.clear()
             self._done.set()
 
 
-def _trainer(work: Work, allotment: Allotment, timeout_seconds: float) -> Trainer:
+def _trainer(run: Run, size: Size, handover: Handover) -> Trainer:
     # Ray's own list of checkpoints would refuse to start where we have deleted old ones.
-    storage.delete(storage.join(work.run.folder, "checkpoints", "checkpoint_manager_snapshot.json"))
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(timeout_seconds)
+    storage.delete(storage.join(run.folder, "checkpoints", "checkpoint_manager_snapshot.json"))
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(size.timeout_seconds)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a report waits for a poll
     os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")  # a grace may be 30 s
-    resources = {"CPU": allotment.cpus, "GPU": allotment.gpus}
-    watchdog = Watchdog(work.config.scaling.step_timeout_seconds)
+    resources = {"CPU": size.now.cpus, "GPU": size.now.gpus}
+    watchdog = Watchdog(size.scaling.step_timeout_seconds)
     callbacks: list[Any] = [HeedSigterm(), watchdog]  # mypy sees the old class
     no_retries = FailureConfig(
         max_failures=0,
@@ -153,16 +186,17 @@ def _trainer(work: Work, allotment: Allotment, timeout_seconds: float) -> Traine
         max_preemption_failures=0,
     )
     return Trainer(
-        _worker,  # type: ignore[arg-type]  # what it returns comes back, though the type says not
-        train_loop_config={"work": pickle.dumps(work)},  # the controller needs no torch to pass on
+        _worker,
+        train_loop_config={"handover": handover},
+        backend_config=ProcessGroup(),
         scaling_config=ScalingConfig(
-            num_workers=allotment.workers,
-            use_gpu=allotment.gpus > 0,
+            num_workers=size.now.workers,
+            use_gpu=size.now.gpus > 0,
             resources_per_worker={kind: n for kind, n in resources.items() if n},
         ),
         run_config=RunConfig(
             name="checkpoints",  # so that Ray takes the folders beneath for its own
-            storage_path=work.run.folder,
+            storage_path=run.folder,
             failure_config=no_retries,
             checkpoint_config=CheckpointConfig(num_to_keep=None),
             callbacks=callbacks,
@@ -170,18 +204,10 @@ def _trainer(work: Work, allotment: Allotment, timeout_seconds: float) -> Traine
     )
 
 
-def _worker(config: dict[str, bytes]) -> Ended:
-    work: Work = pickle.loads(config["work"])
-    try:
-        return train(work)
-    except torch.OutOfMemoryError as error:
-        # the rest is advice on torch's own settings
-        asked = ". ".join(first_line(error).split(". ")[:2])
-        raise OutOfMemoryError(
-            f"a worker's GPU ran out of memory: {asked}",
-            "set train.micro_batch_size=1, train.activation_checkpointing=true,"
-            " or a smaller data.max_length",
-        ) from None
+def _worker(config: dict[str, Handover]) -> Ended:
+    from ftray.train.worker import train_given
+
+    return train_given(config["handover"])
 
 
 def _last_step(work: Work) -> int:

@@ -12,14 +12,14 @@ import torch
 from ray.train.torch import get_device
 
 from ftray import storage
-from ftray.config.run import FullConfig, RunConfig
+from ftray.config.run import FullConfig
 from ftray.model.base import fetch, load_tokenizer
 from ftray.model.shape import read_shape
 from ftray.runs import Run
 from ftray.storage.patience import patient
 from ftray.train import checkpoint
 from ftray.train.evaluation import Evaluation, Standing
-from ftray.train.feed import Feed, Intake
+from ftray.train.feed import Intake
 from ftray.train.gauges import Gauges
 from ftray.train.memory import GIB
 from ftray.train.metrics import Line, MetricsFile, Sink, open_trackers
@@ -33,21 +33,9 @@ from ftray.train.retries import Ended
 from ftray.train.saver import Saver
 from ftray.train.step import StepResult, micro_batch, share, train_step
 from ftray.train.trainee import Trainee, build_trainee, random_state
+from ftray.train.work import Work
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the driver hands to every worker, once, as data."""
-
-    config: RunConfig
-    run: Run
-    feed: Feed
-    micro_batch_size: int
-    threads: int
-    attempt: int
-    memory: int | None = None  # estimated peak of a worker, in bytes, without CUDA's own
 
 
 def train(work: Work) -> Ended:

@@ -17,7 +17,7 @@ class Size:
     def __init__(
         self, scaling: ScalingConfig, allotment: Allotment, timeout_seconds: float
     ) -> None:
-        self._scaling = scaling
+        self.scaling = scaling
         self._timeout = timeout_seconds
         self._most = scaling.most_workers
         self._most_until = 0.0
@@ -27,7 +27,7 @@ class Size:
     @property
     def timeout_seconds(self) -> float:
         """How long the workers may take to be placed: not long where fewer would do."""
-        could_shrink = self.now.workers > self._scaling.least_workers
+        could_shrink = self.now.workers > self.scaling.least_workers
         return min(self._timeout, _PLACE_SECONDS) if could_shrink else self._timeout
 
     def fit(self, machines: list[Node]) -> None:
@@ -37,7 +37,7 @@ class Size:
 
     def shrink(self) -> bool:
         """Take fewer workers than found no place; False when it was the least number."""
-        if self.now.workers <= self._scaling.least_workers:
+        if self.now.workers <= self.scaling.least_workers:
             return False
         self._most, self._most_until = self.now.workers - 1, time.monotonic() + _PATIENCE_SECONDS
         self.fit(cluster.nodes())
@@ -51,8 +51,8 @@ class Size:
         return wanted.workers > self.now.workers and cluster.has_room_for(wanted, self.now)
 
     def _best(self, machines: list[Node]) -> Allotment:
-        if self._scaling.most_workers == self._scaling.least_workers:
+        if self.scaling.most_workers == self.scaling.least_workers:
             return self.now
         if time.monotonic() > self._most_until:
-            self._most = self._scaling.most_workers
-        return cluster.allot(self._scaling, machines, self._most)
+            self._most = self.scaling.most_workers
+        return cluster.allot(self.scaling, machines, self._most)
