@@ -32,7 +32,10 @@ class LanguageModel(nn.Module):
         passes, only what gradients need is computed twice: a layer's last product is not.
         """
         self.is_compiled = True
-        functorch.activation_memory_budget = 0.0 if recompute else 1.0  # of this whole process
+        budget = 0.0 if recompute else 1.0
+        if functorch.activation_memory_budget != budget:
+            torch.compiler.reset()  # else layers compiled before, for the other budget, are taken
+        functorch.activation_memory_budget = budget  # of this whole process
         for layer in self.layers:
             layer.compile()
 
