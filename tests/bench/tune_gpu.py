@@ -74,10 +74,12 @@ def main() -> None:
     for whole in QUICK if options.quick else BASES:
         base = replace(whole, tokens=whole.tokens[:1]) if options.short else whole
         with _written(base, options.weights) as folder:
+            torch.compiler.reset()  # it compiles a layer for so many models, and then no more
             results["measured"] += _packed(base, folder, options.steps)
             for side, kind in (("ftray alone", Alone), ("transformers + PEFT", Peft)):
                 for tokens in base.tokens:
                     _emptied()
+                    torch.compiler.reset()
                     one = kind(base, folder, tokens)
                     found = _measured(one.step, 1, tokens, options.steps)
                     results["measured"].append({"base": base.name, "side": side, **found})
