@@ -17,10 +17,28 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))  # for what tests of several rooms share
 
-from databases import database, file_database, new_url, postgres, url
+from databases import (
+    database,
+    file_database,
+    file_url,
+    file_with_tables,
+    new_url,
+    postgres,
+    ready_url,
+    url,
+)
 from tiny import tiny_tokenizer
 
-__all__ = ["database", "file_database", "new_url", "postgres", "url"]
+__all__ = [
+    "database",
+    "file_database",
+    "file_url",
+    "file_with_tables",
+    "new_url",
+    "postgres",
+    "ready_url",
+    "url",
+]
 
 _HOME = tempfile.mkdtemp(prefix="ftray-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)

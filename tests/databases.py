@@ -51,18 +51,40 @@ def new_url(postgres: str) -> str:
     return f"{postgres}{'&' if '?' in postgres else '?'}options=-csearch_path%3D{name}"
 
 
+@pytest.fixture(scope="session")
+def file_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite database whose tables are made; to be copied."""
+    path = tmp_path_factory.mktemp("tables") / "accounts.db"
+    open_database(f"sqlite:///{path}").close()
+    return path
+
+
 @pytest.fixture
-def database(url: str) -> Iterator[Database]:
+def file_url(tmp_path: Path, file_with_tables: Path) -> str:
+    """SQLite without keys, for what does not depend on the database."""
+    shutil.copyfile(file_with_tables, tmp_path / "accounts.db")
+    return f"sqlite:///{tmp_path}/accounts.db"
+
+
+@pytest.fixture(params=["file_url", "new_url"], ids=["sqlite", "postgresql"])
+def ready_url(request: pytest.FixtureRequest) -> str:
+    """A database without keys; making its tables may be left to whoever opens it."""
+    given: str = request.getfixturevalue(request.param)
+    return given
+
+
+@pytest.fixture
+def database(ready_url: str) -> Iterator[Database]:
     """An open database without keys."""
-    opened = open_database(url)
+    opened = open_database(ready_url)
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def file_database(tmp_path: Path) -> Iterator[Database]:
+def file_database(file_url: str) -> Iterator[Database]:
     """SQLite, for what does not depend on the database."""
-    opened = open_database(f"sqlite:///{tmp_path}/accounts.db")
+    opened = open_database(file_url)
     yield opened
     opened.close()
 

@@ -39,8 +39,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def books(url: str, root: str):
-    database = open_database(url)
+def books(ready_url: str, root: str):
+    database = open_database(ready_url)
     yield Books(database, root)
     database.close()
 

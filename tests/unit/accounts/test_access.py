@@ -349,9 +349,9 @@ if sys.argv[3] == "hang":
 """
 
 
-def test_a_kill_loses_at_most_what_came_since_the_last_exchange(database: Database, url: str):
+def test_a_kill_loses_at_most_what_came_since_the_last_exchange(database: Database, ready_url: str):
     _, secret = create_key(database, Grant(name="bot"))
-    process = _serving(url, secret, "hang")
+    process = _serving(ready_url, secret, "hang")
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(2)] == ["used\n", "more\n"]
     process.send_signal(signal.SIGKILL)
@@ -360,9 +360,9 @@ def test_a_kill_loses_at_most_what_came_since_the_last_exchange(database: Databa
     assert found["bot@1"] == 100
 
 
-def test_a_process_that_ends_without_closing_loses_nothing(database: Database, url: str):
+def test_a_process_that_ends_without_closing_loses_nothing(database: Database, ready_url: str):
     _, secret = create_key(database, Grant(name="bot"))
-    process = _serving(url, secret, "end")
+    process = _serving(ready_url, secret, "end")
     assert process.communicate(timeout=30)[0] == "used\n"
     [usage] = list_usage(database)
     assert (usage.requests, usage.prompt_tokens, usage.answer_tokens) == (100, 200, 100)

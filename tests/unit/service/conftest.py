@@ -28,15 +28,18 @@ def launcher(tmp_path: Path, forks: Forks) -> Iterator[Processes]:
 
 
 @pytest.fixture
-def place(url: str, tmp_path: Path, tiny_folder: Path, launcher: Processes) -> Iterator[Place]:
+def place(
+    ready_url: str, tmp_path: Path, tiny_folder: Path, launcher: Processes
+) -> Iterator[Place]:
     """On each of the two databases."""
-    with serving(url, tmp_path, tiny_folder, launcher) as found:
+    with serving(ready_url, tmp_path, tiny_folder, launcher) as found:
         yield found
 
 
 @pytest.fixture
-def file_place(tmp_path: Path, tiny_folder: Path, launcher: Processes) -> Iterator[Place]:
+def file_place(
+    file_url: str, tmp_path: Path, tiny_folder: Path, launcher: Processes
+) -> Iterator[Place]:
     """On SQLite, for what does not depend on the database."""
-    url = f"sqlite:///{tmp_path}/accounts.db"
-    with serving(url, tmp_path, tiny_folder, launcher) as found:
+    with serving(file_url, tmp_path, tiny_folder, launcher) as found:
         yield found

@@ -37,6 +37,25 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     return Run(str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}", "run")
 
 
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Where one run lies that others are copies of."""
+    return Run(str(tmp_path_factory.mktemp("shelf")), "run")
+
+
+@pytest.fixture
+def saved(run: Run, shelf: Run, learner: Learning) -> Run:
+    """A run that has saved after steps 1 and 2."""
+    if not runs.checkpoints(shelf):
+        made = learner(KINDS["lora"])
+        for step in (1, 2):
+            made.step(step)
+            save(shelf, made, step)
+    for held in storage.contents(shelf.folder):
+        storage.write(f"{run.folder}/{held.name}", storage.read(f"{shelf.folder}/{held.name}"))
+    return run
+
+
 def save(run: Run, made: Any, step: int, attempt: int = 1) -> CheckpointRecord:
     progress = Progress(step, {"loss": 1.0}, is_best=False, micro_batch_size=2)
     checkpoint.save(run, made.trainable, made.optimizer, progress, PLACE, attempt)
@@ -125,47 +144,37 @@ DAMAGES: dict[str, Callable[[str], None]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_reported_and_deleted_and_the_one_before_is_taken(
-    damage: str, learner: Learning, run: Run, caplog: pytest.LogCaptureFixture
+    damage: str, saved: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = learner(KINDS["lora"])
-    for step in (1, 2):
-        made.step(step)
-        save(run, made, step)
-    DAMAGES[damage](runs.checkpoint_folder(run, 2, 1))
-    found = checkpoint.newest(run, PLACE, 2)
+    DAMAGES[damage](runs.checkpoint_folder(saved, 2, 1))
+    found = checkpoint.newest(saved, PLACE, 2)
     assert found is not None
     assert found.step == 1
     assert "checkpoint of step 2 is damaged" in caplog.text
     assert "STEP 0" not in caplog.text
-    assert not storage.exists(runs.checkpoint_folder(run, 2, 1))
+    assert not storage.exists(runs.checkpoint_folder(saved, 2, 1))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_when_all_are_damaged_the_run_says_loudly_that_it_starts_again(
-    damage: str, learner: Learning, run: Run, caplog: pytest.LogCaptureFixture
+    damage: str, saved: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = learner(KINDS["lora"])
-    made.step(0)
-    save(run, made, 1)
-    DAMAGES[damage](runs.checkpoint_folder(run, 1, 1))
-    assert checkpoint.newest(run, PLACE, 2) is None
+    for step in (1, 2):
+        DAMAGES[damage](runs.checkpoint_folder(saved, step, 1))
+    assert checkpoint.newest(saved, PLACE, 2) is None
     assert "no sound checkpoint: IT STARTS AGAIN AT STEP 0" in caplog.text
 
 
 def test_a_folder_without_a_record_never_counts_and_goes_when_the_next_attempt_starts(
-    learner: Learning, run: Run, caplog: pytest.LogCaptureFixture
+    saved: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = learner(KINDS["lora"])
-    made.step(0)
-    for step in (1, 2):
-        save(run, made, step)
-    torn = runs.checkpoint_folder(run, 2, 1)
+    torn = runs.checkpoint_folder(saved, 2, 1)
     storage.delete(f"{torn}/record.json")
-    assert [record.step for record in runs.checkpoints(run)] == [1]
-    own = checkpoint.newest(run, PLACE, 1)  # the same attempt may be writing it
+    assert [record.step for record in runs.checkpoints(saved)] == [1]
+    own = checkpoint.newest(saved, PLACE, 1)  # the same attempt may be writing it
     assert own is not None
     assert storage.exists(torn)
-    checkpoint.newest(run, PLACE, 2)
+    checkpoint.newest(saved, PLACE, 2)
     assert not storage.exists(torn)
     assert "damaged" not in caplog.text
 
