@@ -15,6 +15,7 @@ from ftray.accounts.database import Database
 from ftray.accounts.grant import Quota
 from ftray.accounts.projects import set_project
 from ftray.service.controller import Controller
+from ftray.service.launcher import Seen
 from ftray.service.leases import Lease, LostLeaseError
 from ftray.service.order import read_order
 from ftray.service.retention import Retention
@@ -364,6 +365,7 @@ def test_a_controller_that_was_asleep_changes_nothing_any_more(place: Place):
     sleeper.round()
     sleeper.close()
     assert other.round()
+    wait_for(lambda: place.launcher.find(f"{job.id}-1") != Seen(is_running=False))
     with pytest.raises(LostLeaseError):
         sleeper._look_at(job.id)
     wait_for(lambda: other.round() and ended_now(client, job.id))
