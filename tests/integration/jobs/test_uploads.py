@@ -1,5 +1,6 @@
 """What `ftray submit` puts into the storage root, on S3."""
 
+import time
 from pathlib import Path
 
 from ftray import storage
@@ -25,6 +26,7 @@ def test_files_folders_and_globs_are_uploaded_once_under_their_digest(
     ]
     assert glob.endswith(".jsonl.gz")  # it met one file
     before = changed(f"{bucket}/uploads")
+    time.sleep(1.1)  # S3 tells whole seconds
     assert uploads.path(str(tmp_path / "in"), "data.train") == folder
     after = changed(f"{bucket}/uploads")
     newer = [name for name, when in after.items() if when != before[name]]
