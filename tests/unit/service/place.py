@@ -21,6 +21,7 @@ from ftray.accounts.grant import ROLES, Grant
 from ftray.accounts.keys import create_key
 from ftray.config.run import ModelConfig
 from ftray.config.serve import FilesConfig, JobsConfig
+from ftray.errors import FtrayError
 from ftray.serve.openai.local import LocalEngines
 from ftray.serve.openai.models import Base, RegistryModels
 from ftray.serve.openai.service import Service
@@ -71,7 +72,8 @@ class Place:
 
         def run() -> None:
             while not over.wait(0.05):
-                controller.round()
+                with contextlib.suppress(FtrayError):  # as its deployment does
+                    controller.round()
 
         thread = threading.Thread(target=run)
         thread.start()

@@ -58,13 +58,14 @@ class Processes:
     def find(self, id: str) -> Seen | None:
         if not (self._folder / id).exists():
             return None
-        pid, ended = self._number(f"{id}.pid"), self._number(f"{id}.exit")
-        if ended is not None:
-            return Seen(is_running=False, has_ended=True, exit_code=ended)
+        pid = self._number(f"{id}.pid")
         if pid is None:
             return Seen(is_running=False)
-        is_running = psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"
-        return Seen(is_running=is_running, has_ended=not is_running)
+        is_running = _is_running(pid)
+        ended = self._number(f"{id}.exit")  # after the look: it may have ended just now
+        if ended is None and is_running:
+            return Seen(is_running=True)
+        return Seen(is_running=False, has_ended=True, exit_code=ended)
 
     def stop(self, id: str) -> None:
         for child in self._below(id):
@@ -94,6 +95,13 @@ class Processes:
         path = self._folder / name
         text = path.read_text().strip() if path.exists() else ""
         return int(text) if text else None
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def work(root: str, job: str, submission: str) -> list[str]:
