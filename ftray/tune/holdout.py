@@ -11,7 +11,6 @@ from ftray.data.batching.batches import eval_packs
 from ftray.data.batching.collation import Pack
 from ftray.data.batching.samples import Samples
 from ftray.data.batching.selection import eval_samples, holdout_samples
-from ftray.data.sources import check_sources
 from ftray.data.tokens.cache import ShardCache
 from ftray.data.tokens.pipeline import make_all, plan_tokens
 from ftray.data.tokens.rows import Rows
@@ -48,7 +47,6 @@ def held_out(config: RunConfig, search: SearchConfig) -> HeldOut | None:
         changes = {"data.eval": wanted.path, "data.eval_fraction": None, "data.holdout": None}
         data = override(config, changes).data
         sources, what = sources_of(data.eval), wanted.path
-        check_sources(sources, data)
     elif config.data.holdout is not None:
         data = config.data
         of = data.holdout.of if data.holdout is not None else "eval"

@@ -45,7 +45,8 @@ def search(
     data's form, the cluster's resources, memory, the storage root.
     """
     root = storage.storage_root(run.storage)
-    for sources in (run.data.train, run.data.eval):
+    of_its_own = asked.holdout.path if asked.holdout is not None else None
+    for sources in (run.data.train, run.data.eval, of_its_own):
         check_sources(sources_of(sources), run.data)
     opened = open_search(root, run, asked, overwrite=overwrite)
     with kept(opened.search):
