@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import psutil
 import torch
 
-from ftray import registry, storage
+from ftray import storage
 from ftray.config.serve import EngineConfig, ServeConfig
 from ftray.model.base import fetch
 from ftray.serve.engine.engine import EmbeddedEngine
@@ -23,6 +23,7 @@ from ftray.serve.protocol import (
     Piece,
     RefusedError,
 )
+from ftray.serve.pulls import Pulls
 from ftray.serve.spans import Span, open_spans
 from ftray.serve.vllm.engine import VllmEngine
 from ftray.serve.vllm.options import VllmOptions
@@ -46,8 +47,9 @@ class EngineReplica:
         self._outboxes: dict[str, Outbox] = {}  # by ingress
         self._owned: dict[str, _Owned] = {}  # by generation
         self._spans = open_spans(config.otlp)
+        self._pulls = Pulls(storage.storage_root(config.storage))
         for ref in config.engine.pinned:
-            await self._engine.load(await asyncio.to_thread(_pinned, config, ref))
+            await self._engine.load(await self._pulls.here(ref, pinned=True))
         self._reader = asyncio.create_task(self._read())
 
     async def generate(
@@ -60,7 +62,7 @@ class EngineReplica:
         outbox.open(generation.id, generation.n)
         try:
             if source is not None:
-                await self._engine.load(source)
+                await self._engine.load(await self._pulls.here(source.name))
             await self._engine.submit(generation)
             span.event("queued")
             yield None
@@ -173,10 +175,3 @@ def _cores() -> int:
     """What torch would take by itself, had Ray not set OMP_NUM_THREADS to the actor's num_cpus."""
     here = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return min(here, psutil.cpu_count(logical=False) or here)
-
-
-def _pinned(config: ServeConfig, ref: str) -> AdapterSource:
-    root = storage.storage_root(config.storage)
-    record = registry.resolve(root, ref)
-    folder = registry.fetch_adapter(root, record, storage.local_cache(root))
-    return AdapterSource(record.digest, str(folder), record.ref, pinned=True)
