@@ -52,7 +52,7 @@ def run_ordinary(base: RunConfig, asked: SearchConfig, opened: Opened) -> Used:
         finally:
             held = stage.note(hosts)
     held *= plan.allotment.workers / plan.at_once
-    return Used(stage.results, plan.allotment, held, None, stage.is_interrupted)
+    return Used(stage.results, plan.allotment, held, None, stage.is_interrupted, stage.ended_by)
 
 
 def _planned(base: RunConfig, asked: SearchConfig, search: Search) -> Plan:

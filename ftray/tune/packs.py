@@ -69,7 +69,7 @@ def run_packed(base: RunConfig, asked: SearchConfig, opened: Opened) -> Used:
     _tell(figures)
     _write_figures(search, figures, hosts)
     saved = saved_seconds(stage.results, figures, hosts.loaded, held)
-    return Used(stage.results, plan.allotment, held, saved, stage.is_interrupted)
+    return Used(stage.results, plan.allotment, held, saved, stage.is_interrupted, stage.ended_by)
 
 
 def _planned(base: RunConfig, asked: SearchConfig, search: Search) -> Plan:

@@ -11,7 +11,7 @@ TrialState = Literal["finished", "stopped", "failed", "running", "pending"]
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One trial, as far as it went; `stopped` is by the scheduler, and no failure."""
+    """One trial, as far as it went; `stopped` is by the scheduler or the budget, and no failure."""
 
     id: str
     values: dict[str, object]  # dotted key → value of this trial's draw
@@ -44,3 +44,4 @@ class SearchResult:
     # of a lone trial, measured by the host, and a start of its own) minus `host_seconds`; None
     # where it was not measured.
     saved_against_solo_seconds: float | None
+    ended_by: str = ""  # the part of its budget that is spent, as budget.seconds=60

@@ -86,6 +86,7 @@ def _result(base: RunConfig, asked: SearchConfig, search: Search, used: Used) ->
         hosts=used.allotment.workers,
         gpus_per_host=used.allotment.gpus,
         saved_against_solo_seconds=used.saved_seconds,
+        ended_by=used.ended_by,
     )
 
 

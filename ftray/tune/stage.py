@@ -50,6 +50,11 @@ class Stage:
         """What the trials came to."""
         return self._ledger.results
 
+    @property
+    def ended_by(self) -> str:
+        """The part of its budget that has ended the search, as budget.seconds=60; else empty."""
+        return self._desk.ended_by
+
     def run(self, hosts: Hosts) -> None:
         """Let Ray Tune run all trials on these hosts, to the end or until Ctrl-C."""
         desk, space = self._desk, self._course.asked.space

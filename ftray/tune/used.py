@@ -19,6 +19,7 @@ class Used:
     host_seconds: float
     saved_seconds: float | None
     is_interrupted: bool
+    ended_by: str
 
 
 def saved_seconds(

@@ -63,7 +63,7 @@ def importance(space: Space, trials: Sequence[TrialResult], mode: str) -> Import
     judged = [trial for trial in trials if trial.state == "failed" or _has_result(trial)]
     draws = {key: draw for key, draw in space.items() if _varies(draw)}
     if len(judged) < LEAST_TRIALS:
-        few = f"too few trials: {len(judged)} have a result, and it takes {LEAST_TRIALS}"
+        few = f"too few trials: {len(judged)} have a result or failed, and it takes {LEAST_TRIALS}"
         return Importance([], len(judged), few)
     losses = _losses(judged, mode)
     if len(set(losses)) == 1 or not draws:

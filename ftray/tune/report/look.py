@@ -116,7 +116,7 @@ def write_powers(axes: Axes, values: Sequence[float]) -> None:
 
 def fates(trials: Sequence[TrialResult], color: str = "black") -> list[Line2D]:
     """Return what a legend says about lines, for the fates that occur."""
-    words = {"finished": "finished", "stopped": "stopped by the scheduler", "failed": "failed"}
+    words = {"finished": "finished", "stopped": "stopped early", "failed": "failed"}
     words |= {"running": "not ended"}
     states = {"running" if trial.state == "pending" else trial.state for trial in trials}
     return [

@@ -99,7 +99,7 @@ def _draw_failed(axes: Axes, trials: Sequence[TrialResult], mode: str) -> None:
 def _legend(trials: Sequence[TrialResult]) -> list[Line2D]:
     marks = {
         "finished": _mark("finished", "black", "finished"),
-        "stopped": _mark("stopped", "white", "stopped by the scheduler"),
+        "stopped": _mark("stopped", "white", "stopped early"),
         "running": _mark("running", "white", "not ended"),
         "failed": Line2D([], [], marker="x", color=RED, linestyle="", label="failed"),
     }

@@ -129,7 +129,7 @@ def _costs(result: SearchResult) -> Costs:
 
 def _notes(result: SearchResult, crowned: dict[str, Winner]) -> list[str]:
     """What is worth knowing before the table is believed."""
-    notes = []
+    notes = [f"the search has ended by its budget: {result.ended_by}"] if result.ended_by else []
     unended = sum(trial.state in ("running", "pending") for trial in result.trials)
     if unended:
         notes.append(f"the search has not ended: {unended} trials are left")

@@ -44,7 +44,7 @@ def counted(states: Mapping[str, int]) -> str:
 
 _STATES = {
     "finished": "finished",
-    "stopped": "stopped by the scheduler",
+    "stopped": "stopped early",
     "failed": "failed",
     "running": "not ended",
     "pending": "not begun",

@@ -96,6 +96,11 @@ def test_a_search_that_has_not_ended_says_so(searched: Searched):
     assert report.notes == ["the search has not ended: 2 trials are left"]
 
 
+def test_a_search_that_its_budget_has_ended_says_so(searched: Searched):
+    report = summarize(replace(searched(4), ended_by="budget.seconds=60"), None)
+    assert report.notes == ["the search has ended by its budget: budget.seconds=60"]
+
+
 def test_a_search_without_trials_is_summarized_too(searched: Searched):
     report: Report = summarize(searched(0), None)
     assert (report.rows, report.best, report.states) == ([], None, {})

@@ -86,7 +86,7 @@ def test_nothing_that_a_trial_says_changes_the_page_or_its_figures(
 def test_a_report_on_too_few_trials_and_no_holdout_says_both(searched: Searched, tmp_path: Path):
     write_report(replace(searched(8), folder=str(tmp_path)), None)
     page = (tmp_path / "report" / "report.html").read_text()
-    assert "too few trials: 8 have a result, and it takes 16" in page
+    assert "too few trials: 8 have a result or failed, and it takes 16" in page
     assert "Nothing was held out" in page
 
 
