@@ -79,9 +79,9 @@ def _draw(axes: Axes, trial: TrialResult, color: str | Rgba, width: float) -> No
     style = LINES[trial.state]
     zorder = 2 + width
     axes.plot(steps, values, color=color, linestyle=style, linewidth=width, zorder=zorder)
-    end = {"failed": "x", "stopped": "|"}.get(trial.state, "o")
-    size = 4 if end == "o" else 7
-    axes.plot(steps[-1:], values[-1:], end, color=color, markersize=size, zorder=zorder)
+    end = "x" if trial.state == "failed" else "o"  # all that is seen of one that reported once
+    inside = "white" if trial.state == "stopped" else color
+    axes.plot(steps[-1:], values[-1:], end, color=color, mfc=inside, markersize=5, zorder=zorder)
 
 
 def _explain(
