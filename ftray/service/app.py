@@ -5,6 +5,7 @@ import logging
 import os
 import secrets
 import threading
+from functools import partial
 
 import ray
 from fastapi import FastAPI
@@ -24,6 +25,7 @@ from ftray.service.api import Tuning, create_service_api
 from ftray.service.controller import Controller, Ground
 from ftray.service.files import Files
 from ftray.service.jobs import Jobs
+from ftray.service.order import command
 from ftray.service.ray_launcher import RayLauncher
 
 logger = logging.getLogger(__name__)
@@ -62,7 +64,8 @@ class ControllerReplica:
         database = open_database(database_url(root, config.database))
         files = Files(database, root, config.files)
         name = f"{os.uname().nodename[:30]} {os.getpid()} {secrets.token_hex(4)}"
-        ground = Ground(database, files, RayLauncher(address), config.jobs)
+        of_driver = partial(command, ray.get_runtime_context().gcs_address)
+        ground = Ground(database, files, RayLauncher(address), config.jobs, of_driver)
         self._controller = Controller(ground, name)
         self._woken, self._is_over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="ftray-controller", daemon=True)

@@ -22,7 +22,7 @@ from ftray.service.events import Level, News, tell
 from ftray.service.files import Files
 from ftray.service.launcher import Launcher, Seen
 from ftray.service.leases import Lease, LostLeaseError
-from ftray.service.order import command, read_end, write_order
+from ftray.service.order import read_end, write_order
 from ftray.service.outcome import Data, End, Retrying, Verdict, judge
 from ftray.service.progress import (
     Progress,
@@ -51,7 +51,8 @@ class Ground:
     files: Files
     launcher: Launcher
     config: JobsConfig
-    command: Callable[[str, str, str], Sequence[str]] = command
+    command: Callable[[str, str, str], Sequence[str]]
+    """Of the process that works on a job: of the storage root, the job and its submission."""
     known_seconds: float = 1.2
     """After which every server has heard of a version: they look once a second."""
 

@@ -1,6 +1,7 @@
 """What runs on the cluster for a job: `ftray train` or `ftray tune`, as the storage root says.
 
-The command is `python -m ftray.service.driver ROOT JOB SUBMISSION`. Its exit codes are ftray's.
+The command is `python -m ftray.service.driver CLUSTER ROOT JOB SUBMISSION`. Its exit codes are
+ftray's.
 """
 
 import logging
@@ -21,11 +22,11 @@ _BUG, _INTERRUPTED = 1, 130
 
 def main(arguments: Sequence[str]) -> int:
     """Work on a job; return the exit code, and leave it in the storage root."""
-    root, job, submission = arguments
+    cluster, root, job, submission = arguments
     _prepare()
     code, message = 0, ""
     try:
-        _work(root, job)
+        _work(cluster, root, job)
     except FtrayError as error:
         code, message = error.exit_code, error.message
         logger.error("%s", error)
@@ -38,9 +39,9 @@ def main(arguments: Sequence[str]) -> int:
     return code
 
 
-def _work(root: str, job: str) -> None:
+def _work(cluster: str, root: str, job: str) -> None:
     order = read_order(root, job)
-    with connecting(ClusterConfig(address="auto")) as connection:
+    with connecting(ClusterConfig(address=cluster)) as connection:
         if order.search is None:
             fit(order.run, connection)
         else:

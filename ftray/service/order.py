@@ -29,9 +29,12 @@ class Answer:
     message: str
 
 
-def command(root: str, job: str, submission: str) -> list[str]:
-    """Return the command line; the head node has the same Python in the same place."""
-    return [sys.executable, "-m", "ftray.service.driver", root, job, submission]
+def command(cluster: str, root: str, job: str, submission: str) -> list[str]:
+    """Return the command line; the head node has the same Python in the same place.
+
+    It names the cluster: Ray Jobs (2.60) point a job at the Ray that was last started on a machine.
+    """
+    return [sys.executable, "-m", "ftray.service.driver", cluster, root, job, submission]
 
 
 def write_order(root: str, job: str, run: Mapping[str, object], space: object) -> None:

@@ -10,7 +10,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from head import ray_head
+import ray
+from head import started_head
 from ray import serve
 from ray.serve.config import HTTPOptions
 
@@ -20,7 +21,8 @@ from ftray.service.app import build
 
 def main(path: str) -> None:
     given = json.loads(Path(path).read_text())
-    with ray_head(cpus=4):
+    with started_head(4, given["ray"]) as address:
+        ray.init(address, log_to_driver=False)
         serve.start(http_options=HTTPOptions(host="127.0.0.1", port=given["port"]))
         serve.run(build(ServeConfig.model_validate(given["app"])), name="ftray", route_prefix="/")
         url = f"http://127.0.0.1:{given['port']}"
@@ -30,6 +32,7 @@ def main(path: str) -> None:
         sys.stdout.flush()
         sys.stdin.read()  # until whoever started it is gone
         serve.shutdown()
+        ray.shutdown()
 
 
 def is_ready(url: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import openai
 import psutil
+from head import ray_folder
 
 HOST = Path(__file__).with_name("host.py")
 _START_SECONDS = 240.0
@@ -21,7 +22,8 @@ class Hosted:
     def __init__(self, folder: Path, app: dict[str, Any], port: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "config.json"
-        config.write_text(json.dumps({"port": port, "app": app}))
+        self._ray = ray_folder()
+        config.write_text(json.dumps({"port": port, "app": app, "ray": self.ray}))
         self._log = folder / "log.txt"
         self._out = folder / "out.txt"
         with self._out.open("wb") as out, self._log.open("wb") as log:
@@ -34,6 +36,11 @@ class Hosted:
                 start_new_session=True,
             )
         self.url = f"http://127.0.0.1:{port}"
+
+    @property
+    def ray(self) -> str:
+        """The folder of its Ray."""
+        return self._ray.name
 
     def wait_until_ready(self) -> "Hosted":
         end = time.monotonic() + _START_SECONDS
@@ -76,6 +83,7 @@ class Hosted:
             self._process.wait()
         for process in psutil.wait_procs(below, timeout=10)[1]:
             process.kill()
+        self._ray.cleanup()
 
 
 def _title(process: psutil.Process) -> str:

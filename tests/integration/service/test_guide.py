@@ -7,6 +7,7 @@ from pathlib import Path
 
 import openai
 import pytest
+from head import started_head
 
 COLOURS = ("red", "green", "blue", "black")
 ROWS = [
@@ -21,12 +22,12 @@ ROWS = [
 ]
 
 
-def follow(client: openai.OpenAI, base: str, epochs: int = 3, **more):
-    """Upload, create a job, follow its events to the end; return the job as it ended."""
+def create(client: openai.OpenAI, base: str, epochs: int = 3, **more):
+    """Upload, and create a job."""
     data = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
     file = client.files.create(file=("train.jsonl", BytesIO(data)), purpose="fine-tune")
     client.files.wait_for_processing(file.id, poll_interval=0.2)
-    job = client.fine_tuning.jobs.create(
+    return client.fine_tuning.jobs.create(
         model=base,
         training_file=file.id,
         validation_file=file.id,
@@ -38,9 +39,14 @@ def follow(client: openai.OpenAI, base: str, epochs: int = 3, **more):
         },
         extra_body={"ftray": {"rank": 4, "max_length": 64, **more}},
     )
+
+
+def follow(client: openai.OpenAI, base: str, epochs: int = 3):
+    """Create a job, and follow its events to the end; yield it as it is now and then."""
+    job = create(client, base, epochs)
     yield job
     seen = set()
-    while job.status not in ("succeeded", "failed", "cancelled"):
+    while job.status not in ENDED:
         time.sleep(0.5)
         job = client.fine_tuning.jobs.retrieve(job.id)
         seen |= {event.id for event in client.fine_tuning.jobs.list_events(job.id, limit=5)}
@@ -48,6 +54,7 @@ def follow(client: openai.OpenAI, base: str, epochs: int = 3, **more):
     assert job.status == "succeeded", (job.error, seen)
 
 
+ENDED = ("succeeded", "failed", "cancelled")
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.full)]
 
 
@@ -87,14 +94,17 @@ def test_api_controller_and_driver_are_killed_and_it_ends_well(hosted, small_mod
     client = hosted.client(retries=8)
     victims = ["ServeReplica:ftray:Api", "ServeReplica:ftray:Controller", "ftray.service.driver"]
     killed = []
-    for job in follow(client, str(small_model), epochs=30):
-        has_steps = any(e.data for e in client.fine_tuning.jobs.list_events(job.id, limit=3))
-        if victims and job.status == "running" and has_steps:
-            killed.append(victims.pop(0))
-            hosted.kill(killed[-1])
+    with started_head(1, hosted.ray):  # a second cluster of this machine is none of ours
+        for job in follow(client, str(small_model), epochs=30):
+            has_steps = any(e.data for e in client.fine_tuning.jobs.list_events(job.id, limit=3))
+            if victims and job.status == "running" and has_steps:
+                killed.append(victims.pop(0))
+                hosted.kill(killed[-1])
     assert not victims, killed
     hello = [{"role": "user", "content": "What is the code of red?"}]
-    answer = client.chat.completions.create(model=job.fine_tuned_model, messages=hello)
+    answer = client.chat.completions.create(
+        model=job.fine_tuned_model, messages=hello, max_tokens=4
+    )
     assert answer.choices[0].message.content is not None
     events = list(client.fine_tuning.jobs.list_events(job.id))
     steps = [e.data["step"] for e in events[::-1] if e.data and "train_loss" in e.data]
