@@ -5,6 +5,7 @@ finished, none began twice, no project had more at once than its share, and they
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -12,6 +13,9 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
+# As tests run: else `ray start` would want a token of whoever connects. Ray reads it when imported.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 sys.path.append(str(Path(__file__).parents[2]))
 sys.path.append(str(Path(__file__).parents[2] / "unit" / "service"))
 
