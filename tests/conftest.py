@@ -3,6 +3,7 @@
 import atexit
 import gc
 import gzip
+import logging
 import os
 import shutil
 import sys
@@ -53,6 +54,9 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+# Once a test has run a command, all of ftray speaks at INFO: a line for each request of the others.
+logging.getLogger("ftray.access").setLevel(logging.WARNING)
 
 
 def pytest_collection_finish() -> None:
