@@ -111,13 +111,16 @@ def serving(url: str, folder: Path, tiny: Path, launcher: Launcher) -> Iterator[
     access.start()
     assert isinstance(service.engines, LocalEngines)
     address, stop = run(create_service_api(service, tuning), service.engines)
-    yield (found := Place(address, root, database, launcher, files, config))
-    for client in found.clients:
-        client.close()
-    stop()
-    models.close()
-    access.close()
-    database.close()
+    found = Place(address, root, database, launcher, files, config)
+    try:
+        yield found
+    finally:  # else its thread would keep a process alive that has failed
+        for client in found.clients:
+            client.close()
+        stop()
+        models.close()
+        access.close()
+        database.close()
 
 
 def upload(client: openai.OpenAI, data: bytes = LINES) -> Any:
@@ -129,8 +132,8 @@ def submit(client: openai.OpenAI, seed: int = 0, **more: Any) -> Any:
     return client.fine_tuning.jobs.create(model=ECHO_BASE, training_file=file, seed=seed, **more)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    """Return what a condition gives as soon as that is true."""
+def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """Return what a condition gives as soon as that is true; it is late on a busy machine."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "waited in vain"

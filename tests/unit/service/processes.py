@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -40,10 +40,10 @@ class Processes:
         self._forks = forks
 
     def close(self) -> None:
-        """Let nothing be left behind."""
-        for begun in self._folder.glob("*.log"):
-            if self._number(f"{begun.stem}.exit") is None:
-                self.kill(begun.stem)
+        """Let nothing be left behind, nor begin later."""
+        for path in list(self._folder.iterdir()):
+            if not path.suffix and self._number(f"{path.name}.exit") is None:
+                self.kill(path.name)
 
     def submit(self, id: str, command: Sequence[str], env: Mapping[str, str]) -> None:
         try:
@@ -68,12 +68,14 @@ class Processes:
         return Seen(is_running=False, has_ended=True, exit_code=ended)
 
     def stop(self, id: str) -> None:
-        for child in self._below(id):
-            child.send_signal(signal.SIGTERM)
+        pid = self._number(f"{id}.pid")
+        with suppress(psutil.NoSuchProcess):  # it has ended, perhaps since the last line
+            for child in [] if pid is None else psutil.Process(pid).children():
+                child.send_signal(signal.SIGTERM)
 
     def kill(self, id: str) -> None:
         """What no launcher does: the power cut."""
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while (pid := self._number(f"{id}.pid")) is None:
             assert time.monotonic() < end
             time.sleep(0.01)
@@ -83,13 +85,6 @@ class Processes:
             return  # it has just ended
         while psutil.pid_exists(pid):
             time.sleep(0.01)
-
-    def _below(self, id: str) -> list[psutil.Process]:
-        pid = self._number(f"{id}.pid")
-        try:
-            return [] if pid is None else psutil.Process(pid).children()
-        except psutil.NoSuchProcess:
-            return []
 
     def _number(self, name: str) -> int | None:
         path = self._folder / name

@@ -349,9 +349,10 @@ def test_of_two_controllers_one_works_and_the_other_takes_over(place: Place):
 
 
 def test_a_lease_that_nobody_prolongs_runs_out(database: Database):
-    first, second = (Lease(database, "x", name, seconds=0.2) for name in ("first", "second"))
+    first, second = (Lease(database, "x", name, seconds=600) for name in ("first", "second"))
     assert first.hold()
     assert not second.hold()
+    assert Lease(database, "x", "first", seconds=0.2).hold()
     wait_for(second.hold)
     assert not first.hold()
     with pytest.raises(LostLeaseError), database.writing() as session:
