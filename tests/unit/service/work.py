@@ -1,7 +1,8 @@
 """What a job's process leaves behind when it trains, without training: it runs as a process.
 
-The seed says what happens: 0 ends well; 100 waits for ever to be stopped; 2 to 8 fail with that
-code; above 1000 each start but the last fails with 4 or dies: seed - 1000 starts are needed.
+The seed says what happens: 0 ends well, and 1 after a second; 100 waits for ever to be stopped;
+2 to 8 fail with that code; above 1000 each start but the last fails with 4 or dies: seed - 1000
+starts are needed.
 """
 
 import json
@@ -61,6 +62,8 @@ def work(run, config):
         raise DataError(f"{config.data.train} line 2: no 'messages' (found: nonsense)", "mend it")
     if seed in ERRORS:
         raise ERRORS[seed](f"{run.root}/secret is in the way")
+    if seed == 1:
+        time.sleep(1)
     before = max((line["step"] for line in runs.read_metrics(run)), default=0)
     for step in range(before + 1, 4):
         line = {"step": step, "loss": 1.0 / step, "tokens": 10, "learning_rate": 1e-4}
