@@ -89,11 +89,10 @@ def train_run(config: RunConfig, run: Run, stop: Event) -> Allotment:
     each worker has had.
     """
     machines = cluster.nodes()
-    scaling = config.scaling
-    allotment = cluster.allot(scaling, machines)
+    allotment = cluster.allot(config.scaling, machines)
     cluster.check_fit(allotment, None, machines)
     cluster.check_storage(run.root)
-    size = Size(scaling, allotment, scaling.placement_timeout_seconds)
+    size = Size(config.scaling, allotment)
     with ExitStack() as stack:
         # A run that goes on has its tokens, and was found to fit: its workers start beside us.
         goes_on = bool(runs.checkpoints(run))

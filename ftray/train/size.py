@@ -14,11 +14,8 @@ _PATIENCE_SECONDS = 300.0  # before a number that found no place is tried again
 class Size:
     """The number of workers now; of a run that is not elastic it never changes."""
 
-    def __init__(
-        self, scaling: ScalingConfig, allotment: Allotment, timeout_seconds: float
-    ) -> None:
+    def __init__(self, scaling: ScalingConfig, allotment: Allotment) -> None:
         self.scaling = scaling
-        self._timeout = timeout_seconds
         self._most = scaling.most_workers
         self._most_until = 0.0
         self._since = time.monotonic()
@@ -27,8 +24,9 @@ class Size:
     @property
     def timeout_seconds(self) -> float:
         """How long the workers may take to be placed: not long where fewer would do."""
+        seconds = self.scaling.placement_timeout_seconds
         could_shrink = self.now.workers > self.scaling.least_workers
-        return min(self._timeout, _PLACE_SECONDS) if could_shrink else self._timeout
+        return min(seconds, _PLACE_SECONDS) if could_shrink else seconds
 
     def fit(self, machines: list[Node]) -> None:
         """Take as many workers as the machines can hold."""

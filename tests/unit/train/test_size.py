@@ -10,8 +10,9 @@ def machines(count: int) -> list[Node]:
 
 
 def size(workers: object, count: int) -> Size:
-    scaling = ScalingConfig.model_validate({"num_workers": workers})
-    return Size(scaling, allot(scaling, machines(count)), timeout_seconds=120)
+    tree = {"num_workers": workers, "placement_timeout_seconds": 120}
+    scaling = ScalingConfig.model_validate(tree)
+    return Size(scaling, allot(scaling, machines(count)))
 
 
 def test_an_elastic_run_follows_its_machines_within_its_range() -> None:
