@@ -30,7 +30,7 @@ from ftray.train.work import Handover, Work
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 10.0  # between two looks for room to grow
-_CALL_OFF_SECONDS = 30.0  # for processes to start that will have nothing to do
+_CALL_OFF_SECONDS = 10.0  # for Ray to tell that the controller was killed
 
 
 def train_to_the_end(
@@ -137,10 +137,11 @@ class Group:
         self._handover.give(work)
 
     def call_off(self) -> None:
-        """Let the workers end that were not told to begin; others are not disturbed."""
+        """End the workers, however far they have started, unless they were told to begin."""
         if not self._has_begun:
-            self._handover.call_off()
+            self._trainer.call_off()
             self._done.wait(_CALL_OFF_SECONDS)
+            self._free_places()
 
     def ended(self, look: Callable[[], None], stop: threading.Event) -> Ended:
         """Wait for the workers, and look around in the meantime; raises what made them fail.
@@ -156,9 +157,12 @@ class Group:
                 looked = time.monotonic()
         if isinstance(self._result, Ended):
             return self._result
-        if isinstance(self._result, RayActorError):
-            give_back_places(self._result)
+        self._free_places()
         raise self._result or RuntimeError("the thread that trains has ended without a result")
+
+    def _free_places(self) -> None:
+        if isinstance(self._result, RayActorError):  # the controller died: it cannot
+            give_back_places(self._result)
 
     def _run(self) -> None:
         try:

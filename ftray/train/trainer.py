@@ -4,7 +4,9 @@ import gc
 from typing import Any
 
 import ray
+from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR as _WARN_OF_WAITING
 from ray._private.state import state
+from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]  # compiled, without types
 from ray.core.generated import gcs_pb2
 from ray.exceptions import RayActorError
 from ray.train._internal.base_worker_group import BaseWorkerGroup
@@ -12,6 +14,8 @@ from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -26,7 +30,16 @@ _UNUSED = (PlacementGroupCleanerCallback, DatasetsCallback)
 
 
 class Trainer(DataParallelTrainer):
-    """Ray's trainer without the actors that ours has no use for."""
+    """Ray's trainer without the actors that ours has no use for, and one that can be called off."""
+
+    _controller: Any = None
+    _is_called_off = False
+
+    def call_off(self) -> None:
+        """Kill the controller, whose workers die with it, as soon as there is one; `fit` raises."""
+        self._is_called_off = True
+        if self._controller is not None:
+            ray.kill(self._controller)
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
@@ -42,7 +55,11 @@ class Trainer(DataParallelTrainer):
         callbacks: Any,
         validation_config: Any,
     ) -> Any:
-        return super()._initialize_and_run_controller(
+        # As Ray's own (2.60), which keeps the controller to itself.
+        here = {RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        environment = {"env_vars": {_WARN_OF_WAITING: "0", **get_env_vars_to_propagate()}}
+        kind: Any = ray.remote(num_cpus=0, label_selector=here, runtime_env=environment)
+        self._controller = kind(TrainController).remote(
             train_fn_ref=train_fn_ref,
             scaling_policy=_AsPlaced(scaling_policy.scaling_config),
             failure_policy=failure_policy,
@@ -50,6 +67,10 @@ class Trainer(DataParallelTrainer):
             callbacks=callbacks,
             validation_config=validation_config,
         )
+        if self._is_called_off:  # it was asked for before there was one
+            self.call_off()
+        ray.get(self._controller.run.remote())
+        return ray.get(self._controller.get_result.remote())
 
 
 class _AsPlaced(FixedScalingPolicy):

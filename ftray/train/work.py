@@ -42,17 +42,13 @@ class Handover:
 
     def give(self, work: Work) -> None:
         """Let the workers begin."""
-        self._put(pickle.dumps(work))
+        internal_kv._internal_kv_put(self._key, pickle.dumps(work))
 
-    def call_off(self) -> None:
-        """Let the workers end: there will be no work."""
-        self._put(_NONE)
-
-    def take(self) -> Work | None:
-        """Wait for the work; None when it was called off."""
+    def take(self) -> Work:
+        """Wait for the work."""
         while (given := internal_kv._internal_kv_get(self._key)) is None:
             time.sleep(_LOOK_SECONDS)
-        work: Work | None = None if given == _NONE else pickle.loads(given)
+        work: Work = pickle.loads(given)
         return work
 
     def clear(self) -> None:
@@ -62,9 +58,3 @@ class Handover:
     @property
     def _key(self) -> bytes:
         return f"ftray/{self.key}".encode()
-
-    def _put(self, given: bytes) -> None:
-        internal_kv._internal_kv_put(self._key, given)
-
-
-_NONE = b"none"

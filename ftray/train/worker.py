@@ -33,11 +33,8 @@ def leave(size: int) -> None:
 
 def train_given(handover: Handover) -> Ended:
     """Wait for what is to be done, and do it."""
-    work = handover.take()
-    if work is None:
-        return Ended("asked", 0)
     try:
-        return train(work)
+        return train(handover.take())
     except torch.OutOfMemoryError as error:
         # the rest is advice on torch's own settings
         asked = ". ".join(first_line(error).split(". ")[:2])
