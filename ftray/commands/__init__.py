@@ -164,7 +164,7 @@ def preview(run: str, overrides: Sequence[str] = (), *, count: int = 3) -> "list
     from ftray.config.run import load_run
     from ftray.data.preview import preview_rows
     from ftray.data.sources import check_sources
-    from ftray.model.base import fetch
+    from ftray.model.folder import fetch
     from ftray.storage import storage_root
 
     config = load_run(Path(run), overrides)

@@ -17,7 +17,7 @@ from ftray.accounts.access import KeyAccess
 from ftray.accounts.database import open_database
 from ftray.accounts.url import database_url
 from ftray.config.serve import ServeConfig
-from ftray.model.base import fetch, fingerprint, tokenizer_digest
+from ftray.model.folder import fetch, fingerprint, tokenizer_digest
 from ftray.serve.fleet import Fleet
 from ftray.serve.openai.app import create_api
 from ftray.serve.openai.edge import keep_access_log

@@ -10,7 +10,7 @@ import torch
 
 from ftray import storage
 from ftray.config.serve import EngineConfig, ServeConfig
-from ftray.model.base import fetch
+from ftray.model.folder import fetch
 from ftray.serve.engine.engine import EmbeddedEngine
 from ftray.serve.engine.limits import EngineLimits
 from ftray.serve.outbox import Outbox

@@ -18,7 +18,7 @@ from ftray.config.cluster import ClusterConfig
 from ftray.config.serve import HttpConfig, ServeConfig
 from ftray.connection import connected
 from ftray.errors import ServeError, first_line
-from ftray.model.base import fetch, fingerprint
+from ftray.model.folder import fetch, fingerprint
 from ftray.ports import free_port
 from ftray.serve.app import APPLICATION, build
 

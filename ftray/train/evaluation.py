@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ftray.config.run import RunConfig
 from ftray.data.batching.batches import Batches
 from ftray.data.rendering.chat import Renderer
-from ftray.train.feed import Evals
+from ftray.train.intake import Evals
 from ftray.train.parallel import Place
 from ftray.train.step import eval_loss, micro_batch, share
 from ftray.train.trainee import Trainee

@@ -23,7 +23,7 @@ from ftray.data.tokens.cache import ShardCache
 from ftray.data.tokens.manifest import REPORT, find_manifest, find_token_set
 from ftray.data.tokens.pipeline import Job, make_all, plan_tokens
 from ftray.data.tokens.rows import Rows
-from ftray.model.base import fetch
+from ftray.model.folder import fetch
 
 logger = logging.getLogger(__name__)
 

@@ -116,11 +116,15 @@ def _published(
     config: RunConfig, run: Run, allotment: Allotment, template: str | None
 ) -> AdapterRecord:
     """Publish on a worker's share of the cluster: the driver's machine may have no GPU."""
-    from ftray.train.publish import publish_run
 
-    task = ray.remote(num_cpus=allotment.cpus, num_gpus=allotment.gpus, max_retries=1)(publish_run)
+    def publish() -> AdapterRecord:
+        from ftray.train.publish import publish_run  # what it needs, the driver does not
+
+        return publish_run(config, run, template)
+
+    task = ray.remote(num_cpus=allotment.cpus, num_gpus=allotment.gpus, max_retries=1)(publish)
     try:
-        record: AdapterRecord = ray.get(task.remote(config, run, template))
+        record: AdapterRecord = ray.get(task.remote())
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, FtrayError) else error from None
     except RayError as error:

@@ -23,7 +23,7 @@ from ftray.train.failures import cause_of, is_unplaced
 from ftray.train.notice import HeedSigterm, ask_to_end, take_back
 from ftray.train.retries import Again, Ended, Retries
 from ftray.train.size import Size
-from ftray.train.trainer import ProcessGroup, Trainer, give_back_places
+from ftray.train.trainer import ProcessGroup, Trainer, give_back_places, in_worker
 from ftray.train.watchdog import Watchdog
 from ftray.train.work import Handover, Work
 
@@ -190,7 +190,7 @@ def _trainer(run: Run, size: Size, handover: Handover) -> Trainer:
         max_preemption_failures=0,
     )
     return Trainer(
-        _worker,
+        in_worker,
         train_loop_config={"handover": handover},
         backend_config=ProcessGroup(),
         scaling_config=ScalingConfig(
@@ -206,12 +206,6 @@ def _trainer(run: Run, size: Size, handover: Handover) -> Trainer:
             callbacks=callbacks,
         ),
     )
-
-
-def _worker(config: dict[str, Handover]) -> Ended:
-    from ftray.train.worker import train_given
-
-    return train_given(config["handover"])
 
 
 def _last_step(work: Work) -> int:

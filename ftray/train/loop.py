@@ -13,14 +13,15 @@ from ray.train.torch import get_device
 
 from ftray import storage
 from ftray.config.run import FullConfig
-from ftray.model.base import fetch, load_tokenizer
+from ftray.model.base import load_tokenizer
+from ftray.model.folder import fetch
 from ftray.model.shape import read_shape
 from ftray.runs import Run
 from ftray.storage.patience import patient
 from ftray.train import checkpoint
 from ftray.train.evaluation import Evaluation, Standing
-from ftray.train.feed import Intake
 from ftray.train.gauges import Gauges
+from ftray.train.intake import Intake
 from ftray.train.memory import GIB
 from ftray.train.metrics import Line, MetricsFile, Sink, open_trackers
 from ftray.train.mfu import Speed

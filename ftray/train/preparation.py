@@ -13,7 +13,7 @@ from ftray import cluster, runs
 from ftray.cluster import Allotment, Node
 from ftray.config.base import override
 from ftray.config.run import RunConfig
-from ftray.model.base import fetch
+from ftray.model.folder import fetch
 from ftray.model.shape import read_shape
 from ftray.runs import CheckpointRecord, Run
 from ftray.train.choice import Choice, settle

@@ -13,7 +13,7 @@ from ftray.config.run import BUILTIN_MODEL, FullConfig, LoraConfig, ModelConfig,
 from ftray.data.rendering.template import ChatTemplate
 from ftray.errors import TrainError
 from ftray.model.adapter import Attached
-from ftray.model.base import fetch, fingerprint, load_tokenizer, tokenizer_digest
+from ftray.model.base import load_tokenizer
 from ftray.model.export import (
     BaseName,
     export_adapter,
@@ -21,6 +21,7 @@ from ftray.model.export import (
     verify_adapter,
     verify_full,
 )
+from ftray.model.folder import fetch, fingerprint, tokenizer_digest
 from ftray.model.foreign import check_adapter
 from ftray.model.merge import merge
 from ftray.registry import AdapterRecord, BaseModel, FoundBy

@@ -14,7 +14,8 @@ from ftray.config.data import sources_of
 from ftray.config.run import RunConfig, load_run
 from ftray.connection import connecting
 from ftray.data.sources import read_rows
-from ftray.model.base import fetch, load_base, load_tokenizer
+from ftray.model.base import load_base, load_tokenizer
+from ftray.model.folder import fetch
 from ftray.model.lora import Routing
 from ftray.model.loss import LanguageModel
 from ftray.train.evaluate import EvalResult, measure

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ftray.config.run import TrainConfig
-from ftray.data.batching.collation import NO_LABEL, Batch, Pack, collate
+from ftray.data.batching.collation import NO_LABEL, Batch, collate
+from ftray.data.batching.samples import Pack
 from ftray.data.tokens.columns import TokenRows
 from ftray.train.optim import clip_gradients
 from ftray.train.parallel import Place, sum_gradients, total

@@ -20,6 +20,9 @@ from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from ftray.train.retries import Ended
+from ftray.train.work import Handover
+
 # Three actors that we have no use for (Ray 2.60). One cleans up after a killed controller: it asks
 # the dashboard whether that lives, where there is none it cleans up nothing, and each group waits
 # 12 seconds for it to stop. One splits the datasets that a trainer is given: ours has none, and
@@ -38,8 +41,8 @@ class Trainer(DataParallelTrainer):
     def call_off(self) -> None:
         """Kill the controller, whose workers die with it, as soon as there is one; `fit` raises."""
         self._is_called_off = True
-        if self._controller is not None:
-            ray.kill(self._controller)
+        if (controller := self._controller) is not None:
+            ray.kill(controller)
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
@@ -69,8 +72,11 @@ class Trainer(DataParallelTrainer):
         )
         if self._is_called_off:  # it was asked for before there was one
             self.call_off()
-        ray.get(self._controller.run.remote())
-        return ray.get(self._controller.get_result.remote())
+        try:
+            ray.get(self._controller.run.remote())
+            return ray.get(self._controller.get_result.remote())
+        finally:
+            self._controller = None  # its process ends when nobody holds it
 
 
 class _AsPlaced(FixedScalingPolicy):
@@ -129,6 +135,13 @@ def _leave(size: int) -> None:
     from ftray.train.worker import leave
 
     leave(size)
+
+
+def in_worker(config: dict[str, Handover]) -> Ended:
+    """What a worker does; here, since it imports this file anyway, and the group's takes longer."""
+    from ftray.train.worker import train_given
+
+    return train_given(config["handover"])
 
 
 def give_back_places(failure: RayActorError | None = None) -> None:

@@ -15,8 +15,9 @@ from ftray.config.run import LoraConfig, ModelConfig, RunConfig
 from ftray.data.sources import check_sources, read_rows
 from ftray.errors import ConfigError, ModelError
 from ftray.model.adapter import attach, load_adapter_state
-from ftray.model.base import fetch, fingerprint, load_base, load_tokenizer
+from ftray.model.base import load_base, load_tokenizer
 from ftray.model.export import read_adapter_weights
+from ftray.model.folder import fetch, fingerprint
 from ftray.model.foreign import check_adapter
 from ftray.model.lora import Routing
 from ftray.model.loss import LanguageModel

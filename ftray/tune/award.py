@@ -14,7 +14,8 @@ from ftray.config.run import RunConfig
 from ftray.config.search import is_packed
 from ftray.errors import StorageError
 from ftray.model.adapter import Attached, load_adapter_state
-from ftray.model.base import fetch, resolve_dtype
+from ftray.model.base import resolve_dtype
+from ftray.model.folder import fetch
 from ftray.model.loss import LanguageModel
 from ftray.records import read_record
 from ftray.registry import FoundBy

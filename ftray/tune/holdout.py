@@ -8,14 +8,13 @@ from ftray.config.data import DataConfig, sources_of
 from ftray.config.run import RunConfig
 from ftray.config.search import SearchConfig
 from ftray.data.batching.batches import eval_packs
-from ftray.data.batching.collation import Pack
-from ftray.data.batching.samples import Samples
+from ftray.data.batching.samples import Pack, Samples
 from ftray.data.batching.selection import eval_samples, holdout_samples
 from ftray.data.tokens.cache import ShardCache
 from ftray.data.tokens.pipeline import make_all, plan_tokens
 from ftray.data.tokens.rows import Rows
 from ftray.errors import DataError
-from ftray.model.base import fetch
+from ftray.model.folder import fetch
 
 
 @dataclass(frozen=True)

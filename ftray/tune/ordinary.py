@@ -10,7 +10,7 @@ from ftray.config.base import override
 from ftray.config.run import RunConfig
 from ftray.config.search import SearchConfig
 from ftray.errors import ClusterError
-from ftray.model.base import fetch
+from ftray.model.folder import fetch
 from ftray.model.shape import read_shape
 from ftray.runs import Run
 from ftray.searches import Opened, Search, run_name

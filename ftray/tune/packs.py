@@ -11,7 +11,7 @@ from ftray.cluster import Allotment
 from ftray.config.run import RunConfig
 from ftray.config.search import SearchConfig
 from ftray.errors import ConfigError
-from ftray.model.base import fetch
+from ftray.model.folder import fetch
 from ftray.model.shape import read_shape
 from ftray.searches import Opened, Search
 from ftray.tune.deciders import Span, trial_count

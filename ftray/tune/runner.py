@@ -13,7 +13,7 @@ from ftray import runs, storage
 from ftray.config.base import override
 from ftray.config.run import RunConfig
 from ftray.errors import FtrayError, first_line
-from ftray.model.base import fetch
+from ftray.model.folder import fetch
 from ftray.model.shape import read_shape
 from ftray.runs import CheckpointRecord, Metrics, Run
 from ftray.searches import run_name

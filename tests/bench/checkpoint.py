@@ -37,7 +37,7 @@ from ftray.config.run import BUILTIN_MODEL, ModelConfig, RunConfig
 from ftray.data.batching.samples import Sample
 from ftray.data.rendering.chat import Tokens
 from ftray.data.tokens.memory import MemoryRows
-from ftray.model.base import fetch
+from ftray.model.folder import fetch
 from ftray.runs import Run
 from ftray.train.checkpoint import Progress
 from ftray.train.optim import build_optimizer

@@ -23,7 +23,7 @@ from tables import print_tables
 from watch import Watched, run_side
 
 from ftray.config.run import BUILTIN_MODEL, ModelConfig
-from ftray.model.base import fetch
+from ftray.model.folder import fetch
 
 RESULTS = Path(__file__).with_name("results")
 RANGE_BYTES = 8 * 2**20

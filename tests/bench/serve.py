@@ -39,7 +39,7 @@ from serve_batches import Batches  # noqa: E402
 from serve_http import served  # noqa: E402
 
 from ftray.config.run import BUILTIN_MODEL, ModelConfig  # noqa: E402
-from ftray.model.base import fetch  # noqa: E402
+from ftray.model.folder import fetch  # noqa: E402
 
 NAMES = tuple(f"adapter-{number}" for number in range(8))
 SHAPE = {"r": 16, "target_modules": "all-linear"}

@@ -29,7 +29,7 @@ from watch import Watched, run_command, run_side
 
 import ftray.presets.quickstart
 from ftray.config.run import BUILTIN_MODEL, ModelConfig
-from ftray.model.base import fetch
+from ftray.model.folder import fetch
 
 RESULTS = Path(__file__).with_name("results")
 DATA = Path(next(iter(ftray.presets.quickstart.__path__)))

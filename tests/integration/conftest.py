@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ftray.config.run import BUILTIN_MODEL, ModelConfig
-from ftray.model.base import fetch
+from ftray.model.folder import fetch
 
 
 @pytest.fixture(scope="session")

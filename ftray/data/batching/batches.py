@@ -11,10 +11,9 @@ import numpy as np
 
 from ftray.config.data import DataConfig, sources_of
 from ftray.config.run import TrainConfig
-from ftray.data.batching.collation import Pack
 from ftray.data.batching.mixture import counts, drawn, permutation
 from ftray.data.batching.packing import pack
-from ftray.data.batching.samples import Samples
+from ftray.data.batching.samples import Pack, Samples
 from ftray.data.tokens.columns import Longs
 
 

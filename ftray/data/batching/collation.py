@@ -7,10 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ftray.data.batching.samples import Sample
+from ftray.data.batching.samples import Pack
 from ftray.data.tokens.columns import TokenRows
-
-Pack = list[Sample]  # in the order in which their tokens follow each other
 
 NO_LABEL = -100  # torch's cross-entropy ignores it
 

@@ -19,6 +19,9 @@ class Sample(NamedTuple):
     source: int
 
 
+Pack = list[Sample]  # in the order in which their tokens follow each other
+
+
 @dataclass(frozen=True)
 class Samples:
     """Samples as arrays, in the order of their rows."""

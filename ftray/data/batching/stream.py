@@ -19,9 +19,8 @@ import numpy as np
 from ftray.config.data import DataConfig, sources_of
 from ftray.config.run import TrainConfig
 from ftray.data.batching.batches import packed
-from ftray.data.batching.collation import Pack
 from ftray.data.batching.mixture import permutation
-from ftray.data.batching.samples import samples_of
+from ftray.data.batching.samples import Pack, samples_of
 from ftray.data.batching.selection import set_aside
 from ftray.data.tokens.columns import Columns, Longs, TokenRows, address_of, joined
 from ftray.data.tokens.manifest import TokenPlan

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from ftray.config.data import DataConfig, sources_of
 from ftray.config.run import RunConfig
 from ftray.data.batching.batches import EpochBatches, eval_packs
-from ftray.data.batching.collation import Pack
-from ftray.data.batching.samples import Samples
+from ftray.data.batching.samples import Pack, Samples
 from ftray.data.batching.selection import TokenTable, eval_samples, training_samples
 from ftray.data.tokens.cache import ShardCache
 from ftray.data.tokens.columns import TokenRows

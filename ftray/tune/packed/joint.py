@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ftray.data.batching.collation import Pack
+from ftray.data.batching.samples import Pack
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ftray.data.batching.collation import Pack, collate
-from ftray.data.batching.samples import Sample
+from ftray.data.batching.collation import collate
+from ftray.data.batching.samples import Pack, Sample
 from ftray.data.tokens.columns import TokenRows
 from ftray.model.entropy import Owners
 from ftray.model.loss import owned_losses

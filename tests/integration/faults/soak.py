@@ -26,7 +26,7 @@ from schedule import KINDS, Fault, Ordeal, schedule, steps_for
 from ftray import runs
 from ftray.config.run import BUILTIN_MODEL, ModelConfig
 from ftray.errors import FtrayError
-from ftray.model.base import fetch
+from ftray.model.folder import fetch
 from ftray.runs import Run
 
 EVERY_STEPS = 3

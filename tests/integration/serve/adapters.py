@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftray import registry
-from ftray.model.base import fingerprint
 from ftray.model.export import load_with_peft
+from ftray.model.folder import fingerprint
 from ftray.registry import AdapterRecord, BaseModel
 
 Answer = list[bytes]  # what each token stands for, up to the first special one

@@ -24,7 +24,7 @@ from rich.console import Console
 from server import Server
 
 from ftray.config.run import BUILTIN_MODEL, ModelConfig
-from ftray.model.base import fetch
+from ftray.model.folder import fetch
 
 PROMPTS = ("What is the capital of France?", "Name three colours, then count down from ten.")
 TOKENS = 24

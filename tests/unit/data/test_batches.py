@@ -9,8 +9,8 @@ import torch
 from ftray.config.data import DataConfig
 from ftray.config.run import TrainConfig
 from ftray.data.batching.batches import EpochBatches, eval_packs
-from ftray.data.batching.collation import NO_LABEL, Pack, collate
-from ftray.data.batching.samples import Sample, Samples
+from ftray.data.batching.collation import NO_LABEL, collate
+from ftray.data.batching.samples import Pack, Sample, Samples
 from ftray.data.batching.selection import eval_samples, holdout_samples, training_samples
 from ftray.data.rendering.chat import Tokens
 from ftray.data.tokens.memory import MemoryRows

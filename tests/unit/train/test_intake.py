@@ -10,7 +10,8 @@ from ftray.config.run import RunConfig
 from ftray.data.tokens.demand import Signals, read_reached
 from ftray.data.tokens.pipeline import make_all, plan_tokens
 from ftray.runs import Run
-from ftray.train.feed import Feed, Intake
+from ftray.train.intake import Intake
+from ftray.train.work import Feed
 
 
 @pytest.fixture
