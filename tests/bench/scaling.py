@@ -36,7 +36,7 @@ RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("ray", "torch", "transformers", "peft", "bitsandbytes", "numpy")
 SAME = {"cpu": 1e-4, "cuda": 2e-2}  # relative, of a step's loss: fp32, and bf16 with its 8 bits
 SURVIVES = Kind("full", "fsdp", "tiny", 2, 128)
-SURVIVES_STEPS, SAVE_EVERY = 60, 2  # enough that it can be paused before its end
+SURVIVES_STEPS, SAVE_EVERY = 240, 2  # enough that it can be paused before its end
 ENV = {
     "HF_HUB_OFFLINE": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
