@@ -10,10 +10,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ftray import storage
 from ftray.config.cluster import READ_CPUS
 from ftray.config.run import ScalingConfig
-from ftray.errors import ClusterError
+from ftray.errors import ClusterError, OccupiedError
 from ftray.machines import Node as Node
+from ftray.machines import freed, stock
 from ftray.machines import nodes as nodes
-from ftray.machines import stock
 
 _GPU_WORKER_CPUS = 4.0  # more than a training loop on a GPU can use
 
@@ -41,7 +41,7 @@ def allot(scaling: ScalingConfig, machines: list[Node], most: int | None = None)
     for workers in range(most or scaling.most_workers, scaling.least_workers, -1):
         allotment = allot_workers(workers, scaling, machines)
         if (allotment.cpus >= 1 or scaling.cpus_per_worker != "auto") and _fits(
-            allotment, machines
+            allotment, None, machines
         ):
             return allotment
     return allot_workers(scaling.least_workers, scaling, machines)
@@ -60,11 +60,21 @@ def allot_workers(workers: int, scaling: ScalingConfig, machines: list[Node]) ->
 
 
 def check_fit(wanted: Allotment, memory_per_worker: int | None, machines: list[Node]) -> None:
-    """Raise ClusterError, with the arithmetic, if the machines can never hold the workers.
+    """Raise ClusterError, with the arithmetic, if the machines cannot hold the workers.
 
-    `memory_per_worker` is host memory in bytes, None where it isn't known. Without this check Ray
-    waits for ever, or runs training and starves the reads that feed it.
+    OccupiedError if they could once other jobs have ended. `memory_per_worker` is host memory in
+    bytes, None where it isn't known. Without this check Ray waits for ever, or runs training and
+    starves the reads that feed it.
     """
+    try:
+        _check_fit(wanted, memory_per_worker, machines)
+    except ClusterError as error:
+        if not _fits(wanted, memory_per_worker, freed(machines)):
+            raise
+        raise OccupiedError(error.message, error.hint) from None
+
+
+def _check_fit(wanted: Allotment, memory_per_worker: int | None, machines: list[Node]) -> None:
     has_gpus = sum(node.gpus for node in machines)
     if wanted.workers * wanted.gpus > has_gpus:
         raise ClusterError(
@@ -144,9 +154,9 @@ def _wait(machines: list[Node]) -> str:
     return "wait until more is free, " if any(node.held for node in machines) else ""
 
 
-def _fits(wanted: Allotment, machines: list[Node]) -> bool:
+def _fits(wanted: Allotment, memory_per_worker: int | None, machines: list[Node]) -> bool:
     try:
-        check_fit(wanted, None, machines)
+        _check_fit(wanted, memory_per_worker, machines)
     except ClusterError:
         return False
     return True

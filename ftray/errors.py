@@ -39,6 +39,10 @@ class ClusterError(FtrayError):
     exit_code = 4
 
 
+class OccupiedError(ClusterError):
+    """The cluster has what the run needs, but others use it now."""
+
+
 class TrainError(FtrayError):
     """Training failed, or its result did not pass verification."""
 

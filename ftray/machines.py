@@ -1,14 +1,14 @@
 """The machines of a cluster, and what other jobs leave of them."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import ray
 
 from ftray import jobs
 from ftray.errors import ClusterError
-from ftray.jobs import Capacity, Holding
+from ftray.jobs import SERVING, Capacity, Holding
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +48,21 @@ def nodes_at(address: str) -> list[Node]:
 
 def emptied(machines: Iterable[Node]) -> list[Node]:
     """Return the machines as they will be when nobody uses them."""
-    return [
-        replace(
-            node,
-            cpus=node.cpus + sum(held.cpus for held in node.held),
-            gpus=node.gpus + sum(held.gpus for held in node.held),
-            held=(),
-        )
-        for node in machines
-    ]
+    return [_without(node, node.held) for node in machines]
+
+
+def freed(machines: Iterable[Node]) -> list[Node]:
+    """Return the machines as they will be when all other jobs have ended; serving goes on."""
+    return [_without(n, [one for one in n.held if one.by != SERVING]) for n in machines]
+
+
+def _without(node: Node, holdings: Collection[Holding]) -> Node:
+    return replace(
+        node,
+        cpus=node.cpus + sum(held.cpus for held in holdings),
+        gpus=node.gpus + sum(held.gpus for held in holdings),
+        held=tuple(held for held in node.held if held not in holdings),
+    )
 
 
 def stock(free: float, used: Sequence[tuple[str, float]]) -> str:

@@ -98,7 +98,7 @@ class JobsConfig(Config):
     """What only the service reads: its queue, and how fine-tuning jobs are run."""
 
     running: PositiveInt = 4
-    """Jobs at once, over all projects; more share the cluster's CPUs and GPUs, or wait for them."""
+    """Jobs at once over all projects, at most: fewer start where the cluster has no room."""
     cpus_per_worker: PositiveFloat = 1.0
     """Of a job's workers, and so their threads: more is faster without GPUs, and fewer jobs fit."""
     max_failures: Annotated[int, Field(ge=0)] = 5

@@ -11,6 +11,7 @@ from ftray.jobs.border import Border, RefusedError
 from ftray.jobs.client import Client
 
 Tree = Mapping[str, Any]  # what the API answers
+SERVING = "serving"  # what Ray Serve's replicas hold is held by it
 _SUPERVISOR = JOB_ACTOR_NAME_TEMPLATE.format(job_id="")  # it holds what its command was given
 
 
@@ -22,6 +23,13 @@ class Holding:
     by: str
     cpus: float
     gpus: float
+    submission: str | None = None  # the id that its job was submitted by
+
+
+@dataclass(frozen=True)
+class _Owner:
+    words: str
+    submission: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,8 @@ def holdings(address: str, *, besides: str = "") -> list[Holding]:
         actors = _listed(client, "actors", "state", "ALIVE")
         groups = _listed(client, "placement_groups", "state", "CREATED")
         known = client.list_jobs()
-    owners = {job.job_id: _words(job) for job in known if job.job_id}
-    owners |= {f"{_SUPERVISOR}{job.submission_id}": _words(job) for job in known}
+    owners = {job.job_id: _owner(job) for job in known if job.job_id}
+    owners |= {f"{_SUPERVISOR}{job.submission_id}": _owner(job) for job in known}
     found = [*_of_actors(actors, owners), *_of_groups(groups, owners)]
     return [held for job, held in found if job != besides and (held.cpus or held.gpus)]
 
@@ -78,35 +86,37 @@ def _capacity(node: Tree) -> Capacity:
     )
 
 
-def _of_actors(actors: list[Tree], owners: Mapping[str, str]) -> Iterator[tuple[str, Holding]]:
+def _of_actors(actors: list[Tree], owners: Mapping[str, _Owner]) -> Iterator[tuple[str, Holding]]:
     for actor in actors:
         if not actor.get("placement_group_id"):  # else its group holds what it uses
             wants = actor.get("required_resources") or {}
             yield actor["job_id"], _holding(actor["node_id"], _whose(actor, owners), wants)
 
 
-def _whose(actor: Tree, owners: Mapping[str, str]) -> str:
+def _whose(actor: Tree, owners: Mapping[str, _Owner]) -> _Owner:
     """The job that an actor is of, or that it supervises."""
     if actor["class_name"].startswith("ServeReplica:"):
-        return "serving"
+        return _Owner(SERVING)
     supervised = owners.get(actor.get("name") or "")
-    return supervised or owners.get(actor["job_id"], actor["class_name"])
+    return supervised or owners.get(actor["job_id"], _Owner(actor["class_name"]))
 
 
-def _of_groups(groups: list[Tree], owners: Mapping[str, str]) -> Iterator[tuple[str, Holding]]:
+def _of_groups(groups: list[Tree], owners: Mapping[str, _Owner]) -> Iterator[tuple[str, Holding]]:
     for group in groups:
         job = group["creator_job_id"]
         for bundle in group.get("bundles") or []:
-            by = owners.get(job, "a placement group")
+            by = owners.get(job, _Owner("a placement group"))
             yield job, _holding(bundle["node_id"], by, bundle["unit_resources"])
 
 
-def _holding(node: str, by: str, wants: Tree) -> Holding:
-    return Holding(node, by, wants.get("CPU", 0.0), wants.get("GPU", 0.0))
+def _holding(node: str, by: _Owner, wants: Tree) -> Holding:
+    cpus, gpus = wants.get("CPU", 0.0), wants.get("GPU", 0.0)
+    return Holding(node, by.words, cpus, gpus, by.submission)
 
 
-def _words(job: JobDetails) -> str:
+def _owner(job: JobDetails) -> _Owner:
     if job.type is not JobType.SUBMISSION:
-        return f"'{job.entrypoint}'" if job.entrypoint else "a driver"
+        return _Owner(f"'{job.entrypoint}'" if job.entrypoint else "a driver")
     run = (job.metadata or {}).get("run")
-    return f"run {run} (job {job.submission_id})" if run else f"job {job.submission_id}"
+    words = f"run {run} (job {job.submission_id})" if run else f"job {job.submission_id}"
+    return _Owner(words, job.submission_id)

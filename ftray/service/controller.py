@@ -15,7 +15,6 @@ from sqlalchemy.orm import Session
 
 from ftray import storage
 from ftray.accounts.database import Database
-from ftray.accounts.projects import quotas
 from ftray.config.serve import JobsConfig
 from ftray.errors import FtrayError
 from ftray.service.events import Level, News, tell
@@ -32,9 +31,9 @@ from ftray.service.progress import (
     read_progress,
     read_result,
 )
-from ftray.service.queue import Busy, Shares, Waiting, next_job
 from ftray.service.retention import Retention
-from ftray.service.shares import Meter, is_full
+from ftray.service.shares import Meter
+from ftray.service.starter import Starter
 from ftray.service.tables import CheckpointRow, JobRow
 
 logger = logging.getLogger(__name__)
@@ -66,6 +65,8 @@ class Controller:
         self._lease = Lease(ground.database, "controller", name, LEASE_SECONDS)
         self._retention = Retention(ground.database, self._root, ground.config)
         self._meter = Meter(ground.database, self._root)
+        most = ground.config.running
+        self._starter = Starter(ground.database, ground.launcher, self._lease, most)
         self._swept = float("-inf")
         self._published: dict[str, float] = {}  # when a job's result was first seen
         self._read_next: dict[str, float] = {}  # when a submission's files are read again
@@ -80,8 +81,7 @@ class Controller:
                 self._lease.hold()
                 self._look_at(id)
             self._meter.round()
-            while self._start_next():
-                pass
+            self._starter.round()
             if time.monotonic() - self._swept > _SWEEP_SECONDS:
                 self._swept = time.monotonic()
                 self._retention.sweep()
@@ -157,7 +157,8 @@ class Controller:
         message = answer.message if answer is not None else progress.error
         if code is None and answer is not None:
             code = answer.exit_code
-        end = End(code, message, progress.has_succeeded, job.wanted)
+        is_occupied = answer is not None and answer.is_occupied
+        end = End(code, message, progress.has_succeeded, job.wanted, is_occupied)
         config = self._ground.config
         retrying = Retrying(job.failures, config.max_failures, config.retry_seconds)
         data = Data(self._root, job.training_blob, job.validation_blob)
@@ -197,8 +198,10 @@ class Controller:
     def _write(self, job: JobRow, verdict: Verdict) -> None:
         with self._held(job) as (session, row):
             if verdict.status == "queued":
-                _requeue(row, verdict.retry_after)
+                _requeue(row, verdict)
                 words = "Job was interrupted and is queued again; it goes on from a checkpoint"
+                if not verdict.counts:
+                    words = "The cluster has no room for the job, which is queued again"
                 tell(session, row, News(words, level="warn"))
                 return
             row.error = verdict.error
@@ -206,31 +209,6 @@ class Controller:
             level: Level = "error" if verdict.error else "info"
             reason = f": {verdict.error['message']}" if verdict.error else ""
             tell(session, row, News(f"Job {_WORDS[verdict.status]}{reason}", level=level))
-
-    def _start_next(self) -> bool:
-        """Give a job from the queue to the launcher; the next look at it starts its process."""
-        with self._ground.database.writing() as session:
-            self._lease.check(session)
-            taken = sa.select(JobRow.project, JobRow.gpus).where(JobRow.submission.is_not(None))
-            busy = [Busy(project, gpus) for project, gpus in session.execute(taken)]
-            if len(busy) >= self._ground.config.running:
-                return False
-            waiting = [Waiting(*row) for row in session.execute(_QUEUE)]
-            if not waiting:
-                return False
-            started = {project: last or 0.0 for project, last in session.execute(_LAST_STARTED)}
-            full = {name for name in {job.project for job in waiting} if is_full(session, name)}
-            shares = Shares(quotas(session), full)
-            chosen = next_job(waiting, busy, shares, started, time.time())
-            if chosen is None:
-                return False
-            row = session.get_one(JobRow, chosen, with_for_update=True)
-            if row.status != "queued" or row.submission is not None:
-                return True  # somebody has just paused or cancelled it
-            row.attempt += 1
-            row.submission, row.is_launched = f"{row.id}-{row.attempt}", False
-            row.started = time.time()
-        return True
 
     @contextmanager
     def _held(self, job: JobRow) -> Iterator[tuple[Session, JobRow]]:
@@ -244,14 +222,6 @@ class Controller:
 
 
 _WORDS = {"failed": "failed", "paused": "is paused", "cancelled": "was cancelled"}
-_QUEUE = sa.select(
-    JobRow.id, JobRow.project, JobRow.priority, JobRow.created, JobRow.gpus, JobRow.not_before
-).where(JobRow.status == "queued", JobRow.submission.is_(None))
-_LAST_STARTED = (
-    sa.select(JobRow.project, sa.func.max(JobRow.started))
-    .where(JobRow.started.is_not(None))
-    .group_by(JobRow.project)
-)
 
 
 def _end(row: JobRow, status: str) -> None:
@@ -260,10 +230,10 @@ def _end(row: JobRow, status: str) -> None:
     row.finished = None if status == "paused" else time.time()
 
 
-def _requeue(row: JobRow, seconds: float) -> None:
+def _requeue(row: JobRow, verdict: Verdict) -> None:
     row.status, row.submission, row.is_launched = "queued", None, False
-    row.failures += 1
-    row.not_before = time.time() + seconds
+    row.failures += verdict.counts
+    row.not_before = time.time() + verdict.retry_after
 
 
 def _checkpoints(row: JobRow, found: Result) -> list[CheckpointRow]:

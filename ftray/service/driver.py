@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ftray.config.cluster import ClusterConfig
 from ftray.connection import connecting
-from ftray.errors import FtrayError
+from ftray.errors import FtrayError, OccupiedError
 from ftray.service.order import Answer, read_order, write_end
 from ftray.train.fit import fit
 from ftray.tune.search import search
@@ -24,19 +24,19 @@ def main(arguments: Sequence[str]) -> int:
     """Work on a job; return the exit code, and leave it in the storage root."""
     cluster, root, job, submission = arguments
     _prepare()
-    code, message = 0, ""
+    answer = Answer(0, "")
     try:
         _work(cluster, root, job)
     except FtrayError as error:
-        code, message = error.exit_code, error.message
+        answer = Answer(error.exit_code, error.message, isinstance(error, OccupiedError))
         logger.error("%s", error)
     except KeyboardInterrupt:
-        code = _INTERRUPTED
+        answer = Answer(_INTERRUPTED, "")
     except Exception:  # the edge of the process: the job has to hear of a bug too
-        code, message = _BUG, "an internal error; the job's log has it"
+        answer = Answer(_BUG, "an internal error; the job's log has it")
         logger.exception("a bug")
-    write_end(root, job, submission, Answer(code, message))
-    return code
+    write_end(root, job, submission, answer)
+    return answer.exit_code
 
 
 def _work(cluster: str, root: str, job: str) -> None:

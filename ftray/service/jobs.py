@@ -186,6 +186,7 @@ class Jobs:
             validation_blob=None if validation is None else validation.blob,
             run=recipe.run,
             space=recipe.space,
+            cpus=request.ftray.workers * self.config.cpus_per_worker,
             gpus=request.ftray.workers * self.gpus_per_worker,
             priority=request.ftray.priority,
             status="queued",

@@ -1,6 +1,6 @@
 """What starts the processes that work on jobs, and knows what became of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,16 @@ class Seen:
     is_running: bool
     has_ended: bool = False
     exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a cluster has for commands: beside what others use now, and beside serving alone."""
+
+    cpus: float
+    gpus: float
+    most_cpus: float
+    most_gpus: float
 
 
 class Launcher(Protocol):
@@ -27,4 +37,8 @@ class Launcher(Protocol):
 
     def stop(self, id: str) -> None:
         """Ask a command to end, which saves first; returns before it has. Asking again is fine."""
+        ...
+
+    def room(self, ours: Collection[str]) -> Room:
+        """Return what there is for commands, counting what those of these ids use."""
         ...

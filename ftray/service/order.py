@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import yaml
 
@@ -27,6 +27,7 @@ class Answer:
 
     exit_code: int
     message: str
+    is_occupied: bool = False  # whether others used what it needs of the cluster
 
 
 def command(cluster: str, root: str, job: str, submission: str) -> list[str]:
@@ -56,8 +57,7 @@ def read_order(root: str, job: str) -> Order:
 
 def write_end(root: str, job: str, submission: str, answer: Answer) -> None:
     """Say how a driver ended: launchers forget exit codes, and know no messages."""
-    tree = {"exit_code": answer.exit_code, "message": answer.message}
-    storage.write(_path(root, job, f"{submission}.json"), json.dumps(tree).encode())
+    storage.write(_path(root, job, f"{submission}.json"), json.dumps(asdict(answer)).encode())
 
 
 def read_end(root: str, job: str, submission: str) -> Answer | None:
@@ -65,8 +65,7 @@ def read_end(root: str, job: str, submission: str) -> Answer | None:
     data = storage.read_if_exists(_path(root, job, f"{submission}.json"))
     if data is None:
         return None
-    tree = json.loads(data)
-    return Answer(int(tree["exit_code"]), str(tree["message"]))
+    return Answer(**json.loads(data))
 
 
 def forget(root: str, job: str) -> None:

@@ -9,6 +9,7 @@ from ftray.errors import ClusterError, ConfigError, DataError, StorageError
 _BY_MISTAKE = {ConfigError.exit_code: "invalid_configuration", DataError.exit_code: "invalid_data"}
 _PASSING = {ClusterError.exit_code, StorageError.exit_code}
 _MOST_SECONDS = 300.0
+_OCCUPIED = 6.0  # times as long before another look at a cluster that others use
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class End:
     message: str  # what it said was wrong; "" if it could say nothing
     has_succeeded: bool  # whether the run has published its result
     wanted: str  # run, pause or cancel
+    is_occupied: bool = False  # whether others used what it needs
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Verdict:
     status: Literal["succeeded", "paused", "cancelled", "failed", "queued"]
     error: dict[str, str | None] | None = None
     retry_after: float = 0.0
+    counts: bool = True  # as a failure
 
 
 def judge(end: End, retrying: Retrying, data: "Data") -> Verdict:
@@ -47,6 +50,8 @@ def judge(end: End, retrying: Retrying, data: "Data") -> Verdict:
         return Verdict("cancelled")
     if end.wanted == "pause":
         return Verdict("paused")
+    if end.is_occupied:
+        return Verdict("queued", retry_after=retrying.seconds * _OCCUPIED, counts=False)
     is_passing = end.exit_code is None or end.exit_code in _PASSING or _is_signal(end.exit_code)
     if is_passing and retrying.failures < retrying.most:
         delay = min(_MOST_SECONDS, retrying.seconds * 2.0**retrying.failures)

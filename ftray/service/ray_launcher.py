@@ -1,10 +1,10 @@
 """The launcher of a Ray cluster: each process is a Ray job, known to the cluster by its id."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ftray import jobs
-from ftray.jobs import JobSpec
-from ftray.service.launcher import Seen
+from ftray.jobs import SERVING, JobSpec
+from ftray.service.launcher import Room, Seen
 
 
 class RayLauncher:
@@ -27,3 +27,16 @@ class RayLauncher:
     def stop(self, id: str) -> None:
         """Send SIGTERM."""
         jobs.stop(self._address, id)
+
+    def room(self, ours: Collection[str]) -> Room:
+        """Sum up the machines, less what serving and other jobs hold of them."""
+        machines = jobs.capacities(self._address)
+        held = [one for one in jobs.holdings(self._address) if one.submission not in ours]
+        serving = [one for one in held if one.by == SERVING]
+        cpus, gpus = sum(one.cpus for one in machines), sum(one.gpus for one in machines)
+        return Room(
+            cpus - sum(one.cpus for one in held),
+            gpus - sum(one.gpus for one in held),
+            cpus - sum(one.cpus for one in serving),
+            gpus - sum(one.gpus for one in serving),
+        )

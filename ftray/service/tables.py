@@ -60,6 +60,7 @@ class JobRow(Base):
     validation_blob: Mapped[str | None] = mapped_column(String(80), index=True)
     run: Mapped[dict[str, Any]] = mapped_column(JSON)  # the run's config
     space: Mapped[dict[str, Any] | None] = mapped_column(_JSON)  # of a search; null: one run
+    cpus: Mapped[float] = mapped_column(Double, server_default="1")  # of all its workers
     gpus: Mapped[float] = mapped_column(Double)
     priority: Mapped[int] = mapped_column(Integer)
 

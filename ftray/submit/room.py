@@ -16,4 +16,4 @@ def check_room(scaling: ScalingConfig, address: str, *, is_patient: bool) -> Non
     try:
         check_fit(allot(scaling, machines), None, machines)
     except ClusterError as error:
-        raise ClusterError(error.message, f"{error.hint}, or submit with --wait") from None
+        raise type(error)(error.message, f"{error.hint}, or submit with --wait") from None

@@ -17,7 +17,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from ftray import cluster, runs, storage
 from ftray.cluster import Allotment
-from ftray.errors import ClusterError, first_line
+from ftray.errors import ClusterError, OccupiedError, first_line
 from ftray.runs import Run
 from ftray.train.failures import cause_of, is_unplaced
 from ftray.train.notice import HeedSigterm, ask_to_end, take_back
@@ -212,8 +212,8 @@ def _last_step(work: Work) -> int:
     return max((line["step"] for line in runs.read_metrics(work.run)), default=0)
 
 
-def _unplaced(cause: Exception, allotment: Allotment, timeout_seconds: float) -> ClusterError:
-    return ClusterError(
+def _unplaced(cause: Exception, allotment: Allotment, timeout_seconds: float) -> OccupiedError:
+    return OccupiedError(
         f"{allotment} could not be placed within {timeout_seconds:g} s: {cluster.free_resources()}"
         f" ({first_line(cause)})",
         "wait until other jobs end, or lower scaling.num_workers",

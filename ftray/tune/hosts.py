@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ftray import cluster
 from ftray.cluster import Allotment
-from ftray.errors import ClusterError, TrainError
+from ftray.errors import OccupiedError, TrainError
 from ftray.train.trainer import give_back_places
 from ftray.tune.floor import Figures
 from ftray.tune.host import Host, HostPlan, Ready
@@ -66,14 +66,14 @@ class Hosts:
 def placed(plan: HostPlan, allotment: Allotment, timeout_seconds: float) -> Iterator[Hosts]:
     """Place and start the hosts for the block's time; they load the base while it goes on.
 
-    ClusterError where others hold what the hosts need for longer than the timeout.
+    OccupiedError where others hold what the hosts need for longer than the timeout.
     """
     bundle = {"CPU": allotment.cpus, **({"GPU": allotment.gpus} if allotment.gpus else {})}
     group = placement_group([bundle] * allotment.workers)
     handles: list[Any] = []
     try:
         if not group.wait(timeout_seconds):
-            raise ClusterError(
+            raise OccupiedError(
                 f"{allotment} could not be placed within {timeout_seconds:g} s:"
                 f" {cluster.free_resources()}",
                 "wait until other jobs end, or lower hosts.count in the space file",

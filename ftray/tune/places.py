@@ -38,7 +38,7 @@ def allot_hosts(wanted: HostsConfig, machines: list[Node], trials: int) -> Allot
     try:
         cluster.check_fit(allotment, None, machines)
     except ClusterError as error:
-        raise ClusterError(
+        raise type(error)(
             f"hosts of this search: {error.message}",
             "lower hosts.count, hosts.gpus or hosts.cpus in the space file",
         ) from None
@@ -66,7 +66,7 @@ def allot_runs(
     try:
         return count, of(count)
     except ClusterError as error:
-        raise ClusterError(
+        raise type(error)(
             f"{count} trials at once: {error.message}",
             "lower hosts.count in the space file, or scaling.num_workers in the run",
         ) from None

@@ -6,8 +6,8 @@ import pytest
 
 from ftray.cluster import Allotment, Node, allot, check_fit
 from ftray.config.run import ScalingConfig
-from ftray.errors import ClusterError
-from ftray.jobs import Holding
+from ftray.errors import ClusterError, OccupiedError
+from ftray.jobs import SERVING, Holding
 from ftray.machines import emptied, stock
 
 GIB = 2**30
@@ -158,5 +158,16 @@ def test_what_others_use_counts_as_not_there_and_is_named() -> None:
     ) as caught:
         check_fit(Allotment(4, 1, 1, 1), None, [busy])
     assert caught.value.hint.startswith("wait until more is free")
+    assert isinstance(caught.value, OccupiedError)
     check_fit(Allotment(4, 1, 1, 1), None, emptied([busy]))
     assert allot(scaling(1), [replace(node(2), held=held)]).cpus == 1  # of what is left
+
+
+def test_what_serving_keeps_will_not_become_free() -> None:
+    held = (Holding("id", SERVING, cpus=2, gpus=0), Holding("id", "run other", cpus=1, gpus=0))
+    busy = replace(node(1), held=held)
+    with pytest.raises(ClusterError) as caught:
+        check_fit(Allotment(2, 1, 0, 1), None, [busy])
+    assert not isinstance(caught.value, OccupiedError)
+    with pytest.raises(OccupiedError):
+        check_fit(Allotment(1, 1, 0, 1), None, [busy])

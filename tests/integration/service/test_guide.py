@@ -2,12 +2,20 @@
 
 import json
 import time
+from collections import Counter
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 
 import openai
 import pytest
+import sqlalchemy as sa
 from head import started_head
+
+from ftray.accounts.database import open_database
+from ftray.accounts.grant import ROLES, Grant
+from ftray.accounts.keys import create_key
+from ftray.service.tables import JobRow
 
 COLOURS = ("red", "green", "blue", "black")
 ROWS = [
@@ -111,3 +119,50 @@ def test_api_controller_and_driver_are_killed_and_it_ends_well(hosted, small_mod
     assert steps == list(range(1, 61))
     numbers = [int(event.id.rpartition("-")[2]) for event in events]
     assert numbers == list(range(len(events), 0, -1))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_twenty_jobs_of_five_projects_wait_for_room_and_each_starts_once(
+    hosted, url: str, small_model: Path
+):
+    projects = ("ant", "bee", "cat", "dog", "elk")
+    with closing(open_database(url)) as database:
+        grants = [Grant(name=one, project=one, scopes=ROLES["member"]) for one in projects]
+        clients = [hosted.client(create_key(database, grant)[1]) for grant in grants]
+        wait_until_keys_are_needed(hosted.client())
+        made = [
+            create(client, str(small_model), epochs=1, max_steps=1)
+            for client in clients
+            for _ in range(4)
+        ]
+        end = time.monotonic() + 2400
+        while any(job.status not in ENDED for client in clients for job in jobs_of(client)):
+            assert time.monotonic() < end, [job.status for c in clients for job in jobs_of(c)]
+            time.sleep(5)
+        for client in clients:
+            jobs = jobs_of(client)
+            assert [(job.status, job.error) for job in jobs] == [("succeeded", None)] * 4
+            assert all(job.trained_tokens for job in jobs)
+        with database.reading() as session:
+            rows = session.scalars(sa.select(JobRow).order_by(JobRow.started)).all()
+    assert {row.id for row in rows} == {job.id for job in made}
+    assert [(row.attempt, row.failures) for row in rows] == [(1, 0)] * 20
+    turns = [Counter(row.project for row in rows[:n]) for n in range(1, 21)]
+    assert max(max(one.values()) - min(one[p] for p in projects) for one in turns) <= 2
+
+
+def jobs_of(client: openai.OpenAI):
+    return list(client.fine_tuning.jobs.list(limit=20))
+
+
+def wait_until_keys_are_needed(stranger: openai.OpenAI):
+    """A server hears of the first key within a second or so."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        try:
+            stranger.models.list()
+        except openai.AuthenticationError:
+            return
+        time.sleep(0.2)
+    pytest.fail("a stranger is still let in")

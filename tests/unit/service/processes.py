@@ -1,18 +1,19 @@
 """A launcher of real processes on this machine: what it knows is in a folder, as Ray's in Ray."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
-from ftray.service.launcher import Seen
+from ftray.service.launcher import Room, Seen
 
 HERE = Path(__file__).parent
 WORK = HERE / "work.py"
@@ -36,6 +37,7 @@ class Processes:
 
     def __init__(self, folder: Path, forks: Forks) -> None:
         folder.mkdir(exist_ok=True)
+        self.has = Room(math.inf, math.inf, math.inf, math.inf)
         self._folder = folder
         self._forks = forks
 
@@ -72,6 +74,9 @@ class Processes:
         with suppress(psutil.NoSuchProcess):  # it has ended, perhaps since the last line
             for child in [] if pid is None else psutil.Process(pid).children():
                 child.send_signal(signal.SIGTERM)
+
+    def room(self, ours: Collection[str]) -> Room:
+        return self.has
 
     def kill(self, id: str) -> None:
         """What no launcher does: the power cut."""

@@ -1,8 +1,8 @@
 """What a job's process leaves behind when it trains, without training: it runs as a process.
 
 The seed says what happens: 0 ends well, and 1 after a second; 100 waits for ever to be stopped;
-2 to 8 fail with that code; above 1000 each start but the last fails with 4 or dies: seed - 1000
-starts are needed.
+2 to 8 fail with that code; 200 finds the cluster in use by others at its first four starts; above
+1000 each start but the last fails with 4 or dies: seed - 1000 starts are needed.
 """
 
 import json
@@ -15,7 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ftray import registry, runs
-from ftray.errors import ClusterError, DataError, FtrayError, StorageError, TrainError
+from ftray.errors import (
+    ClusterError,
+    DataError,
+    FtrayError,
+    OccupiedError,
+    StorageError,
+    TrainError,
+)
 from ftray.registry import AdapterRecord, BaseModel
 from ftray.service.order import Answer, read_order, write_end
 from ftray.train.status import status_kept
@@ -27,18 +34,18 @@ def main(root: str, job: str, submission: str) -> int:
     signal.signal(signal.SIGTERM, stop)
     config = read_order(root, job).run
     log(root, "began.txt", submission, config)
-    code, message = 0, ""
+    answer = Answer(0, "")
     try:
         run = runs.open_run(root, config)
         with status_kept(run):
             work(run, config)
     except FtrayError as error:
-        code, message = error.exit_code, error.message
+        answer = Answer(error.exit_code, error.message, isinstance(error, OccupiedError))
     except KeyboardInterrupt:
-        code = 130
+        answer = Answer(130, "")
     log(root, "ended.txt", submission, config)
-    write_end(root, job, submission, Answer(code, message))
-    return code
+    write_end(root, job, submission, answer)
+    return answer.exit_code
 
 
 def stop(number, _):
@@ -54,10 +61,7 @@ def log(root, name, submission, config):
 
 def work(run, config):
     seed, starts = config.train.seed, runs.read_status(run).attempts
-    if seed > 1000 and starts < seed - 1000:
-        if starts == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise ClusterError("the cluster is away")
+    fail_at_first(seed, starts)
     if seed == 3:
         raise DataError(f"{config.data.train} line 2: no 'messages' (found: nonsense)", "mend it")
     if seed in ERRORS:
@@ -75,6 +79,15 @@ def work(run, config):
     publish(run, config, 2, 2)
     ref = publish(run, config, 3, None)
     runs.change_status(run, lambda status: replace(status, adapter=ref))
+
+
+def fail_at_first(seed, starts):
+    if seed > 1000 and starts < seed - 1000:
+        if starts == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ClusterError("the cluster is away")
+    if seed == 200 and starts <= 4:
+        raise OccupiedError("need 2 CPUs; the cluster has 0 free of 4, 4 used by another")
 
 
 def publish(run, config, step, checkpoint):
