@@ -72,6 +72,10 @@ class ReplicasConfig(Config):
     """Each one more holds the base once more."""
     target_requests: PositiveFloat = 12.0
     """Requests on each, above which another engine is started."""
+    upscale_seconds: PositiveFloat = 30.0
+    """So long has it to be too much before another engine is started, which then loads the base."""
+    downscale_seconds: PositiveFloat = 600.0
+    """So long have fewer engines to be enough before one is stopped."""
     drain_seconds: PositiveFloat = 60.0
     """For running answers when an engine is stopped or replaced."""
 

@@ -47,6 +47,8 @@ def application(args: ServeConfig, api: Any, *behind: Application) -> Applicatio
             "min_replicas": replicas.min,
             "max_replicas": replicas.max,
             "target_ongoing_requests": replicas.target_requests,
+            "upscale_delay_s": replicas.upscale_seconds,
+            "downscale_delay_s": replicas.downscale_seconds,
         },
         max_ongoing_requests=engine.rows + engine.waiting + 16,
         graceful_shutdown_timeout_s=replicas.drain_seconds,
