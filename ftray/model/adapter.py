@@ -33,12 +33,14 @@ class Attached:
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
 
-def attach(model: PreTrainedModel, adapter: AdapterConfig, seed: int) -> Attached:
-    """Prepare a loaded base model for training, in place.
+def attach(
+    model: PreTrainedModel, adapter: AdapterConfig, seed: int, device: torch.device | None = None
+) -> Attached:
+    """Prepare a base model for training, in place; a device is told where its own is not known yet.
 
     The adapter's start is a function of (seed, layer name): the same on every worker.
     """
-    routing = Routing(model.device)
+    routing = Routing(device or model.device)
     match adapter:
         case LoraConfig():
             names = target_names(decoder_linears(model), adapter)
@@ -53,6 +55,7 @@ def freeze(model: PreTrainedModel, adapter: LoraConfig, device: torch.device | N
     """Make a loaded model the base of adapters, in the precision that they ask for.
 
     With a device it moves there layer by layer as it shrinks: it is never there in full precision.
+    A model without its weights shrinks as well.
     """
     device = device or model.device
     model.requires_grad_(False)
@@ -67,7 +70,8 @@ def freeze(model: PreTrainedModel, adapter: LoraConfig, device: torch.device | N
                     "adapter.base_precision=same, or adapter.method=qlora to save memory",
                 )
             _replace(model, device, _in_fp8)
-    nn.Module.to(model, device)
+    if device.type != "meta":  # where buffers would lose their values
+        nn.Module.to(model, device)
 
 
 def target_names(linears: Iterable[str], adapter: LoraConfig) -> list[str]:

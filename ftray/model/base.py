@@ -1,6 +1,8 @@
 """Base models: from a local folder to a model that is ready to train."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -39,7 +41,7 @@ def load_base(folder: Path, model: ModelConfig, device: torch.device) -> PreTrai
     """
     disable_progress_bar()
     dtype = resolve_dtype(model, device)
-    try:
+    with translated(folder):
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -49,20 +51,32 @@ def load_base(folder: Path, model: ModelConfig, device: torch.device) -> PreTrai
             local_files_only=True,
             device_map={"": device} if device.type == "cuda" else None,
         )
+    nn.Module.to(loaded, device)
+    return prepared(loaded, model)
+
+
+@contextmanager
+def translated(folder: Path) -> Iterator[None]:
+    """Turn what transformers and safetensors say of a folder into a ModelError."""
+    try:
+        yield
     except SafetensorError as error:
         hint = "the file is damaged or cut off: copy or download it again"
         raise ModelError(f"{folder}: cannot be loaded: {first_line(error)}", hint) from None
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{folder}: cannot be loaded: {first_line(error)}") from None
-    if "position_ids" not in inspect.signature(decoder(loaded).forward).parameters:
+
+
+def prepared(made: PreTrainedModel, model: ModelConfig) -> PreTrainedModel:
+    """Refuse a model that cannot take packed sequences, and set it up to be trained."""
+    if "position_ids" not in inspect.signature(decoder(made).forward).parameters:
         raise ModelError(
-            f"{model.name}: {type(loaded).__name__} takes no position ids, so packed sequences"
+            f"{model.name}: {type(made).__name__} takes no position ids, so packed sequences"
             " would see one another",
             "choose a decoder with rotary positions, such as Llama, Qwen, Mistral or SmolLM",
         )
-    loaded.config.use_cache = False
-    nn.Module.to(loaded, device)
-    return loaded
+    made.config.use_cache = False
+    return made
 
 
 def decoder(model: PreTrainedModel) -> nn.Module:

@@ -60,6 +60,14 @@ class LanguageModel(nn.Module):
             hidden, head.weight, head.bias, targets, compiled=self.is_compiled
         )
 
+    def check(self, dtype: torch.dtype) -> None:
+        """Do what `check` does, in eager mode; of a sharded model all workers must do it together.
+
+        It is a method because FSDP2 gathers weights around methods of what it shards.
+        """
+        with torch.compiler.set_stance("force_eager"):
+            check(self.model, dtype)
+
     @torch.no_grad()
     def generate(
         self,

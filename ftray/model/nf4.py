@@ -22,24 +22,37 @@ class Nf4Linear(nn.Module):
     """x·Wᵀ + bias with W in 4 bits; gradients reach x only.
 
     `weight` is uint8 [out, in/2], two weights a byte: FSDP2 shards it along dim 0 like any other.
+    Of a layer without its weight (device `meta`) it has none either, nor scales, until `quantize`.
     """
 
     def __init__(self, linear: nn.Linear, *, double_quantization: bool) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        from bitsandbytes.functional import quantize_4bit
-
-        packed, state = quantize_4bit(
-            linear.weight.detach(),
-            blocksize=BLOCK,
-            compress_statistics=double_quantization,
-            quant_type="nf4",
-        )
-        self.weight = nn.Parameter(packed.view(self.out_features, -1), requires_grad=False)
+        self.double_quantization = double_quantization
+        self.scales: tuple[str, ...] = ()
+        dense = linear.weight.detach()
+        if dense.is_meta:
+            packed = dense.new_empty(self.out_features, self.in_features // 2, dtype=torch.uint8)
+        else:
+            packed = self.quantize(dense)
+        self.weight = nn.Parameter(packed, requires_grad=False)
         self.bias = linear.bias
         if self.bias is not None:
             self.bias.requires_grad_(False)
+
+    def quantize(self, dense: Tensor) -> Tensor:
+        """Take over the scales of a weight [out, in]; returns it packed [out, in/2]."""
+        from bitsandbytes.functional import quantize_4bit
+
+        packed, state = quantize_4bit(
+            dense,
+            blocksize=BLOCK,
+            compress_statistics=self.double_quantization,
+            quant_type="nf4",
+        )
         self.scales = _register(self, state)
+        packed_rows: Tensor = packed.view(self.out_features, -1)
+        return packed_rows
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out] in the precision of x."""

@@ -112,8 +112,14 @@ OVERHEAD = {"cpu": GIB // 2, "gpu": 3 * GIB // 2}
 
 
 def _loading(config: RunConfig, shape: ModelShape, worker: Worker, element: int) -> int:
-    """Bytes of the base as it is loaded: for a GPU it shrinks on the host."""
+    """Bytes of the base as it is loaded: for a GPU it shrinks on the host.
+
+    Where weights are sharded a worker reads its own, and at most one of them is whole at a time: a
+    step holds more. What transformers has to convert as it loads it is not known here.
+    """
     match config.adapter:
+        case _ if config.strategy == "fsdp":
+            return 0
         case FullConfig():
             return shape.parameters * _FP32
         case QloraConfig() | LoraConfig(base_precision="fp8") if worker.device == "gpu":

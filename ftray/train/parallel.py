@@ -32,16 +32,22 @@ class Place:
 
 
 def replicate(parameters: Iterable[Tensor]) -> None:
-    """Give every worker the first worker's values: the start of data parallelism."""
+    """Give every worker the first worker's values: the start of data parallelism.
+
+    What has none yet (device `meta`) each worker reads from the same files later.
+    """
     if dist.is_initialized():
         for parameter in parameters:
-            dist.broadcast(parameter.detach(), src=0)
+            if not parameter.is_meta:
+                dist.broadcast(parameter.detach(), src=0)
 
 
 def shard(
     model: LanguageModel, trainable: dict[str, nn.Parameter], compute: torch.dtype | None
 ) -> None:
     """Shard the model's weights over all workers in place (FSDP2, arXiv:2304.11277).
+
+    A model may have no weights yet (device `meta`): then shards are shapes, to be filled.
 
     With adapters only the frozen base is sharded: adapters are small, so they stay whole on every
     worker, and their gradients are summed by `sum_gradients`; `compute` is None. With full
@@ -50,7 +56,7 @@ def shard(
     """
     whole = set(trainable.values()) if compute is None else set()
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=compute and torch.float32)
-    mesh = init_device_mesh(_device_type(model), (dist.get_world_size(),))
+    mesh = init_device_mesh(model.routing.row_seeds.device.type, (dist.get_world_size(),))
     for layer in [*model.layers, model]:
         own = whole & set(layer.parameters())
         # also the outermost: else what lies outside the layers stays whole after an evaluation,
@@ -63,7 +69,8 @@ def shard(
             # The loss is already divided by the label tokens of the global batch: sum, no mean.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    register_fsdp_forward_method(model, "generate")
+    for method in ("generate", "check"):
+        register_fsdp_forward_method(model, method)
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -109,7 +116,3 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
-
-
-def _device_type(model: nn.Module) -> str:
-    return next(model.parameters()).device.type

@@ -5,19 +5,30 @@ from pathlib import Path
 from ftray import registry, storage
 from ftray.config.run import FullConfig, LoraConfig, RunConfig
 from ftray.model.adapter import Attached
-from ftray.model.base import load_base
 from ftray.model.export import load_adapter
 from ftray.train.tuned import check_base
 
 
-def start_from(ref: str, config: RunConfig, attached: Attached, folder: Path, root: str) -> None:
-    """Fill in the weights of the published version that `adapter.init_from` names."""
+def starting_weights(config: RunConfig, folder: Path, root: str) -> Path:
+    """The folder of the weights that a run starts with; `folder` is the base model's.
+
+    Weights that are all trained may be those of a published version, by `adapter.init_from`.
+    """
+    match config.adapter:
+        case FullConfig(init_from=str(ref)):
+            return _published(ref, folder, root)
+        case _:
+            return folder
+
+
+def start_adapter(config: RunConfig, attached: Attached, folder: Path, root: str) -> None:
+    """Fill in the published adapter that `adapter.init_from` names, if it names one."""
+    match config.adapter:
+        case LoraConfig(init_from=str(ref)) as adapter:
+            load_adapter(attached, adapter, _published(ref, folder, root))
+
+
+def _published(ref: str, folder: Path, root: str) -> Path:
     record = registry.resolve(root, ref)
     check_base(record, folder)
-    published = registry.fetch_adapter(root, record, storage.local_cache(root))
-    match config.adapter:
-        case LoraConfig() as adapter:
-            load_adapter(attached, adapter, published)
-        case FullConfig():
-            start = load_base(published, config.model, attached.model.device)
-            attached.model.load_state_dict(start.state_dict())
+    return registry.fetch_adapter(root, record, storage.local_cache(root))

@@ -16,8 +16,10 @@ from ftray.model import loss
 from ftray.model.adapter import Attached, attach, freeze
 from ftray.model.attention import DOCUMENTS, set_attention, takes_documents
 from ftray.model.base import load_base, resolve_dtype
+from ftray.model.blank import Blank, Whole, blank_base
 from ftray.model.fp8 import uncast
 from ftray.model.loss import LanguageModel
+from ftray.train.fill import fill
 from ftray.train.memory import compiles
 from ftray.train.parallel import Place, replicate, shard
 
@@ -48,14 +50,19 @@ class Trainee:
 
 
 def build_trainee(config: RunConfig, folder: Path, place: Place, root: str) -> Trainee:
-    """Load the base model from `folder`, attach the adapter, and spread both over the workers."""
-    attached = load_for_training(config, folder, place.device)
-    if config.adapter.init_from:
-        from ftray.train.start import start_from
+    """Load the base model from `folder`, attach the adapter, and spread both over the workers.
 
-        start_from(config.adapter.init_from, config, attached, folder, root)
-    dtype = resolve_dtype(config.model, place.device)
-    attend_to_documents(attached.model, config, dtype)
+    Where weights are sharded each worker reads its own, if the files are such that it can.
+    """
+    dtype, full = resolve_dtype(config.model, place.device), isinstance(config.adapter, FullConfig)
+    weights, is_sharded = _weights(config, folder, root), config.strategy == "fsdp"
+    base = _blank(config, weights, place, dtype) if is_sharded else None
+    if isinstance(base, Blank):
+        attached = attach(base.model, config.adapter, config.train.seed, place.device)
+    else:
+        attached = load_for_training(config, weights, place.device)
+        attend_to_documents(attached.model, config, dtype)
+    _start_adapter(config, attached, folder, root)
     model = LanguageModel(attached.model, attached.routing)
     compiled, why = is_compiled(config.train, place.device)
     recompute = config.train.activation_checkpointing is True
@@ -64,17 +71,16 @@ def build_trainee(config: RunConfig, folder: Path, place: Place, root: str) -> T
     elif recompute:
         how = {"use_reentrant": False}
         attached.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
-    replicate(attached.trainable.values())
-    full = isinstance(config.adapter, FullConfig)
-    is_sharded = config.strategy == "fsdp"
     if place.is_first:
-        _tell(config, f"{str(dtype).removeprefix('torch.')} on {place.device}")
+        _tell(config, base, f"{str(dtype).removeprefix('torch.')} on {place.device}")
         logger.info("train.compile=%s: %s", str(compiled).lower(), why)
+    replicate(attached.trainable.values())
     if is_sharded:
         shard(model, attached.trainable, compute=dtype if full else None)
-    model.train()
+    if isinstance(base, Blank):
+        _fill(model, base, config, dtype)
     return Trainee(
-        model,
+        model.train(),
         attached,
         sums_own_gradients=is_sharded and full,
         dtype=dtype,
@@ -82,19 +88,57 @@ def build_trainee(config: RunConfig, folder: Path, place: Place, root: str) -> T
     )
 
 
-def _tell(config: RunConfig, precision: str) -> None:
-    is_sharded = config.strategy == "fsdp"
-    reason = "weights are sharded" if is_sharded else "each worker holds the whole model"
+def _fill(model: LanguageModel, base: Blank, config: RunConfig, dtype: torch.dtype) -> None:
+    fill(model, base, dtype)
+    model.check(dtype)
+    if _set_documents(base.model, config, dtype):
+        model.check(dtype)
+
+
+def _blank(config: RunConfig, folder: Path, place: Place, dtype: torch.dtype) -> Blank | Whole:
+    kept = torch.float32 if isinstance(config.adapter, FullConfig) else dtype
+    return blank_base(folder, config.model, kept, place.device)
+
+
+def _weights(config: RunConfig, folder: Path, root: str) -> Path:
+    if not config.adapter.init_from:
+        return folder
+    from ftray.train.start import starting_weights
+
+    return starting_weights(config, folder, root)
+
+
+def _start_adapter(config: RunConfig, attached: Attached, folder: Path, root: str) -> None:
+    if config.adapter.init_from:
+        from ftray.train.start import start_adapter
+
+        start_adapter(config, attached, folder, root)
+
+
+def _tell(config: RunConfig, base: Blank | Whole | None, precision: str) -> None:
+    match base:
+        case Blank():
+            reason = "weights are sharded, each worker reads its own"
+        case Whole(why):
+            reason = f"weights are sharded, after each worker has read all of them: {why}"
+        case None:
+            reason = "each worker holds the whole model"
     logger.info("scaling.strategy=%s: %s", config.strategy, reason)
     logger.info("model.dtype=%s", precision)
 
 
 def attend_to_documents(model: PreTrainedModel, config: RunConfig, dtype: torch.dtype) -> None:
     """Have a model attend to packed documents one by one where a kernel does so, and try it."""
-    wants = config.model.attention == "sdpa"
-    if wants and takes_documents(model, dtype, config.data.max_length):
-        set_attention(model, DOCUMENTS)
+    if _set_documents(model, config, dtype):
         _check(model, dtype)
+
+
+def _set_documents(model: PreTrainedModel, config: RunConfig, dtype: torch.dtype) -> bool:
+    wants = config.model.attention == "sdpa"
+    does = wants and takes_documents(model, dtype, config.data.max_length)
+    if does:
+        set_attention(model, DOCUMENTS)
+    return does
 
 
 def is_compiled(train: TrainConfig, device: torch.device) -> tuple[bool, str]:

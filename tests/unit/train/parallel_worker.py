@@ -23,9 +23,11 @@ from ftray.config.run import (
 from ftray.data.batching.collation import Batch
 from ftray.model.adapter import attach
 from ftray.model.base import load_base
+from ftray.model.blank import blank_base
 from ftray.model.loss import LanguageModel
 from ftray.runs import Run
 from ftray.train import checkpoint
+from ftray.train.fill import fill
 from ftray.train.optim import build_optimizer
 from ftray.train.parallel import Place, shard
 from ftray.train.saver import Saver
@@ -50,6 +52,10 @@ SAVED = {"full": "fsdp", "lora": "ddp"}
 TOGETHER = [(kind, way) for kind in ADAPTERS for way in ("ddp", "fsdp") if kind[-3:] != "ted"] + [
     ("lora-recomputed", "fsdp"),
     ("full-recomputed", "fsdp"),
+    ("lora", "read"),
+    ("qlora", "read"),
+    ("full", "read"),
+    ("full-bf16", "read"),
 ]
 
 
@@ -125,15 +131,20 @@ def micro_batch_of(packs: list[Batch], positions: list[int]) -> MicroBatch:
 
 
 def learner(folder: Path, kind: str, strategy: str, place: Place) -> Learner:
-    base = load_base(folder, ModelConfig(name=str(folder)), place.device)
-    attached = attach(base, ADAPTERS[kind], seed=0)
+    config, fp32 = ModelConfig(name=str(folder)), torch.float32
+    blank = blank_base(folder, config, fp32, place.device) if strategy == "read" else None
+    base = blank.model if blank else load_base(folder, config, place.device)
+    attached = attach(base, ADAPTERS[kind], seed=0, device=place.device)
     model = LanguageModel(base, attached.routing)
     if kind.endswith("recomputed"):
         base.gradient_checkpointing_enable({"use_reentrant": False})
     dtype = torch.bfloat16 if kind.endswith("bf16") else torch.float32
-    is_full, is_sharded = kind.startswith("full"), strategy == "fsdp"
+    is_full, is_sharded = kind.startswith("full"), strategy != "ddp"
     if is_sharded:
         shard(model, attached.trainable, compute=dtype if is_full else None)
+    if blank:
+        fill(model, blank, fp32)
+        model.check(dtype)
     trainee = Trainee(model.train(), attached, is_sharded and is_full, dtype)
     return Learner(trainee, build_optimizer(attached.trainable.values(), TRAIN), place)
 

@@ -67,6 +67,14 @@ def test_bf16_follows_the_same_curve_with_weights_kept_in_fp32(
     assert together["precise"]
 
 
+@pytest.mark.parametrize("kind", ["lora", "qlora", "full", "full-bf16"])
+def test_workers_that_read_their_own_rows_take_the_very_steps_of_those_that_loaded_it_whole(
+    kind: str, seen: list[Seen]
+) -> None:
+    for worker in seen:
+        assert worker["together"][f"{kind} read"] == worker["together"][f"{kind} fsdp"]
+
+
 def test_recomputed_activations_give_the_same_losses_and_gradients(alone: Seen) -> None:
     for kind in ("lora", "full"):
         plain, recomputed = (alone[name] for name in (kind, f"{kind}-recomputed"))

@@ -142,6 +142,14 @@ def test_a_base_that_shrinks_must_fit_a_host_before_it_does_and_never_a_gpu():
     assert tight.peak == tight.loading + tight.overhead
 
 
+def test_a_base_that_is_sharded_is_never_whole_on_a_worker():
+    on_cpus = replace(H100, device="cpu", count=8)
+    for adapter in ({"method": "qlora"}, {"method": "full"}, {"method": "lora"}):
+        changes = {"adapter": adapter, "scaling__num_workers": 8, "scaling__strategy": "fsdp"}
+        found = needed(config(**changes, train__activation_checkpointing=True), 1, on_cpus)
+        assert found.peak == sum(found.parts.values())
+
+
 def test_what_is_saved_beside_a_step_is_held_twice_in_a_cpu_workers_memory():
     cpu = replace(H100, device="cpu")
     found = needed(config(), 1, cpu)
