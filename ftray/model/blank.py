@@ -1,7 +1,8 @@
 """Base models without their weights: what a group of workers shards before it reads anything."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,16 +21,22 @@ from ftray.model.weights import Weights
 class Blank:
     """A model whose parameters have shapes only (device `meta`), and the files that hold them.
 
-    Buffers are there, on the device. `tensors` says which tensor of the files a parameter is.
+    Buffers are there, on the device. `tensors` says which tensor of the files a parameter is, and
+    `dtype` what all of them are to be read in.
     """
 
     model: PreTrainedModel
     weights: Weights
     tensors: dict[str, str]
+    dtype: torch.dtype
+
+    def copy(self) -> "Blank":
+        """The same files, and a model of its own."""
+        return replace(self, model=deepcopy(self.model))
 
     def tensor_of(self, path: str, part: str) -> str:
-        """The tensor of a parameter, whether or not its layer has got an adapter by now."""
-        return self.tensors[f"{path.removesuffix('.base')}.{part}"]
+        """The tensor of a parameter, whether or not its layer has got our adapter, or PEFT's."""
+        return self.tensors[f"{path.removesuffix('.base').removesuffix('.base_layer')}.{part}"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ def blank_base(
     _set_buffers(made, weights, tensors, device)
     if (folder / "generation_config.json").is_file():
         made.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return Blank(prepared(made.eval(), model), weights, tensors)
+    return Blank(prepared(made.eval(), model), weights, tensors, dtype)
 
 
 def _tensors(model: PreTrainedModel, weights: Weights, folder: Path) -> dict[str, str] | Whole:

@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import isclose
 from pathlib import Path
 
@@ -26,7 +27,9 @@ from ftray.model.adapter import (
     lora_layers,
 )
 from ftray.model.base import load_base, output_layer
-from ftray.model.nf4 import Nf4Linear
+from ftray.model.blank import Blank
+from ftray.model.nf4 import Nf4Linear, rounded
+from ftray.model.stream import standing_in, streamed
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -136,6 +139,25 @@ def verify_adapter(attached: Attached, folder: Path, base_folder: Path, model: M
     load_with_peft(fresh, folder)
     _compare_layers(fresh, attached.model, folder)
     compare(logits(fresh), logits(attached.model), f"the adapter in {folder}")
+
+
+def verify_streamed(attached: Attached, blank: Blank, folder: Path) -> None:
+    """Do the same without any whole model: of the base there is `blank`, which stays as it is."""
+    fresh, device = blank.copy(), attached.routing.row_seeds.device
+    with standing_in(fresh.model, device):
+        load_with_peft(fresh.model, folder)
+    _compare_layers(fresh.model, attached.model, folder)
+    packed = {
+        f"{name.removesuffix('.base')}.weight": partial(
+            rounded, double_quantization=layer.double_quantization
+        )
+        for name, layer in decoder_linears(attached.model).items()
+        if isinstance(layer, Nf4Linear)
+    }
+    with streamed(replace(blank, model=attached.model), device):
+        expected = logits(attached.model)
+    with streamed(fresh, device, packed):
+        compare(logits(fresh.model), expected, f"the adapter in {folder}")
 
 
 def load_with_peft(base: PreTrainedModel, folder: Path) -> PeftModel:

@@ -65,6 +65,13 @@ class Nf4Linear(nn.Module):
         return _dequantized(self.weight, [self.get_buffer(name) for name in self.scales], dtype)
 
 
+def rounded(dense: Tensor, *, double_quantization: bool) -> Tensor:
+    """What a weight [out, in] becomes in 4 bits."""
+    linear = nn.Linear(dense.shape[1], dense.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(dense, requires_grad=False)
+    return Nf4Linear(linear, double_quantization=double_quantization).dequantized(dense.dtype)
+
+
 def _register(layer: nn.Module, state: "QuantState") -> tuple[str, ...]:
     """Keep what turns packed weights back into numbers as buffers; return the buffers' names."""
     scales = {"absmax": state.absmax}

@@ -10,12 +10,12 @@ from ftray.model.nf4 import Nf4Linear
 
 
 @torch.no_grad()
-def fill(model: LanguageModel, blank: Blank, dtype: torch.dtype) -> None:
+def fill(model: LanguageModel, blank: Blank) -> None:
     """Give each worker its own rows of every weight of a model that was sharded without weights.
 
     A worker reads these rows alone. What is kept in 4 bits is put together from all workers' rows,
-    in `dtype` and one weight at a time, and quantized as a whole: so it is the same for any number
-    of workers. All of them must call together.
+    one weight at a time, and quantized as a whole: so it is the same for any number of workers. All
+    of them must call together.
     """
     device = model.routing.row_seeds.device
     filled: dict[Tensor, nn.Parameter] = {}
@@ -28,7 +28,7 @@ def fill(model: LanguageModel, blank: Blank, dtype: torch.dtype) -> None:
                 rows = blank.weights.rows(blank.tensor_of(path, part), start, stop)
                 if isinstance(module, Nf4Linear) and part == "weight":
                     shape = (module.out_features, module.in_features)
-                    dense = _sharded(rows.to(device, dtype), parameter, shape).full_tensor()
+                    dense = _sharded(rows.to(device, blank.dtype), parameter, shape).full_tensor()
                     local = module.quantize(dense)[start:stop].clone()
                 else:
                     local = torch.empty_like(rows, device=device, dtype=parameter.dtype)

@@ -12,14 +12,16 @@ from ftray.config.paths import anchored
 from ftray.config.run import BUILTIN_MODEL, FullConfig, LoraConfig, ModelConfig, RunConfig
 from ftray.data.rendering.template import ChatTemplate
 from ftray.errors import TrainError
-from ftray.model.adapter import Attached
-from ftray.model.base import load_tokenizer
+from ftray.model.adapter import Attached, attach
+from ftray.model.base import load_tokenizer, resolve_dtype
+from ftray.model.blank import Blank, blank_base
 from ftray.model.export import (
     BaseName,
     export_adapter,
     export_full,
     verify_adapter,
     verify_full,
+    verify_streamed,
 )
 from ftray.model.folder import fetch, fingerprint, tokenizer_digest
 from ftray.model.foreign import check_adapter
@@ -37,8 +39,9 @@ logger = logging.getLogger(__name__)
 class Learned:
     """A model that has learned, and what its version's record says of it.
 
-    `base` is the folder of the base model's files; `template` is the chat template if the run
-    brought its own; `search` is set where a search found it, `checkpoint` where it is no result.
+    `base` is the folder of the base model's files, `blank` that model if the attached one has no
+    weights; `template` is the chat template if the run brought its own; `search` is set where a
+    search found it, `checkpoint` where it is no result.
     """
 
     config: RunConfig
@@ -48,6 +51,7 @@ class Learned:
     metrics: dict[str, float | None]
     search: FoundBy | None = None
     checkpoint: int | None = None
+    blank: Blank | None = None
 
 
 def publish_run(config: RunConfig, run: Run, template: str | None) -> AdapterRecord:
@@ -55,19 +59,26 @@ def publish_run(config: RunConfig, run: Run, template: str | None) -> AdapterRec
 
     The best checkpoint by eval loss is taken, the newest where there was no evaluation. `template`
     is the chat template if the run brought its own. It takes the memory of two base models: ours,
-    and the one that the export is loaded onto. With `publish.checkpoints` the others come first.
+    and the one that the export is loaded onto; of a base that was sharded under an adapter, that of
+    one block. With `publish.checkpoints` the others come first.
     """
     sound = _sound(run)
     chosen = _chosen(sound)
     folder = fetch(config.model, run.root)
-    attached = load_for_training(config, folder, _device())
+    blank, device = _blank(config, folder), _device()
+    if blank:
+        attached = attach(blank.copy().model, config.adapter, config.train.seed, device)
+    else:
+        attached = load_for_training(config, folder, device)
 
     def published(record: CheckpointRecord, *, is_result: bool) -> AdapterRecord:
         with patient():
             checkpoint.load(run, record, attached.trainable)
             metrics = {"step": float(record.step), **record.metrics}
             step = None if is_result else record.step
-            learned = Learned(config, attached, folder, template, metrics, checkpoint=step)
+            learned = Learned(
+                config, attached, folder, template, metrics, checkpoint=step, blank=blank
+            )
             return publish_learned(run.root, run.name, learned)
 
     others = {record.step: record for record in reversed(sound) if record.step != chosen.step}
@@ -127,6 +138,15 @@ def merge_published(root: str, ref: str, out: Path, dtype: str) -> float:
     return merge(adapter, fetch(model, root), out, model)
 
 
+def _blank(config: RunConfig, folder: Path) -> Blank | None:
+    """The base without weights where it may be too large for one worker, if its files allow it."""
+    if config.strategy == "ddp" or isinstance(config.adapter, FullConfig):
+        return None
+    device = _device()
+    base = blank_base(folder, config.model, resolve_dtype(config.model, device), device)
+    return base if isinstance(base, Blank) else None
+
+
 def _sound(run: Run) -> list[CheckpointRecord]:
     """Return the checkpoints that can be loaded, the furthest first."""
     records = [record for record in runs.checkpoints(run) if not runs.verify(run, record)]
@@ -149,11 +169,15 @@ def _export(learned: Learned, out: Path) -> None:
         case LoraConfig() as adapter:
             export_adapter(attached, adapter, BaseName(model.name, model.revision), out)
             tokenizer.save_pretrained(out)
-            verify_adapter(attached, out, learned.base, model)
+            if learned.blank:
+                verify_streamed(attached, learned.blank, out)
+            else:
+                verify_adapter(attached, out, learned.base, model)
         case FullConfig():
             export_full(attached.model, tokenizer, out)
             verify_full(attached.model, out, model)
-    logger.info("verified: loaded back, it gives the same logits")
+    how = " block by block" if learned.blank else ""
+    logger.info("verified%s: loaded back, it gives the same logits", how)
 
 
 def _published(root: str, name: str, learned: Learned, out: Path) -> AdapterRecord:

@@ -89,7 +89,7 @@ def build_trainee(config: RunConfig, folder: Path, place: Place, root: str) -> T
 
 
 def _fill(model: LanguageModel, base: Blank, config: RunConfig, dtype: torch.dtype) -> None:
-    fill(model, base, dtype)
+    fill(model, base)
     model.check(dtype)
     if _set_documents(base.model, config, dtype):
         model.check(dtype)

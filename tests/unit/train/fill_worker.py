@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import bitsandbytes  # noqa: F401 slow, and else each worker imports it by itself
@@ -50,11 +51,11 @@ def seen(folder: Path, kind: str) -> dict[str, object]:
     blank = blank_base(folder, config, DTYPE, CPU)
     assert isinstance(blank, Blank)
     weights = Counting(folder)
-    blank = Blank(blank.model, weights, blank.tensors)
+    blank = replace(blank, weights=weights)
     attached = attach(blank.model, adapter, seed=0, device=CPU)
     model = LanguageModel(attached.model, attached.routing)
     shard(model, attached.trainable, compute=DTYPE if kind == "full" else None)
-    fill(model, blank, DTYPE)
+    fill(model, blank)
     model.check(DTYPE)
     made = attached.model
     differing = [

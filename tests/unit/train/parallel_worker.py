@@ -143,7 +143,7 @@ def learner(folder: Path, kind: str, strategy: str, place: Place) -> Learner:
     if is_sharded:
         shard(model, attached.trainable, compute=dtype if is_full else None)
     if blank:
-        fill(model, blank, fp32)
+        fill(model, blank)
         model.check(dtype)
     trainee = Trainee(model.train(), attached, is_sharded and is_full, dtype)
     return Learner(trainee, build_optimizer(attached.trainable.values(), TRAIN), place)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from ftray import registry, runs
+from ftray.config.base import override
 from ftray.errors import RegistryError, TrainError
 from ftray.model.adapter import adapter_state
 from ftray.runs import Run
@@ -55,6 +56,21 @@ def test_the_best_checkpoint_is_published_and_else_the_newest(
     folder = Path(registry.adapter_folder(run.root, record))
     published = load_file(folder / "adapter_model.safetensors")
     assert all(torch.equal(values, saved[taken - 1][name]) for name, values in published.items())
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_of_a_base_that_was_sharded_the_same_is_published_and_checked_block_by_block(
+    method: str, dtype: str, learner: Learning, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = learner({"adapter": {"method": method, "rank": 4}, "model.dtype": dtype})
+    train(run, made, 1)
+    record = publish_run(made.config, run, None)
+    assert "block by block" not in caplog.text
+    with caplog.at_level("INFO", "ftray"):
+        found = publish_run(override(made.config, {"scaling.strategy": "fsdp"}), run, None)
+    assert "verified block by block" in caplog.text
+    assert found == record  # the same weights, so it is the version that is there already
 
 
 def test_a_damaged_best_checkpoint_is_not_published(learner: Learning, run: Run) -> None:
