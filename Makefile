@@ -16,11 +16,18 @@ help: ## list the targets
 quickstart: $(VENV)/.quickstart ## install, then fine-tune a small model on this machine, offline
 	HF_HUB_OFFLINE=1 $(BIN)/ftray quickstart
 
+# Unit tests share two processes, a file at a time; those that start Ray fill the cores by themselves.
+QUICK := tests/unit tests/test_house.py
+UNIT := $(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK)
+INTEGRATION := $(BIN)/python -m pytest $(QUICK:%=--ignore=%)
+
 test: lint ## install, then lint, types, import contracts, unit and integration tests
-	$(BIN)/python -m pytest
+	$(UNIT)
+	$(INTEGRATION)
 
 test-full: lint ## the same with the tests that take longer
-	$(BIN)/python -m pytest -m "not gpu"
+	$(UNIT) -m "not gpu"
+	$(INTEGRATION) -m "not gpu"
 
 test-vllm: $(VENV)/.test $(VLLM_VENV)/.done ## the same tests on both engines; builds an environment for vLLM on CPU
 	FTRAY_VLLM_PYTHON=$(CURDIR)/$(VLLM_VENV)/bin/python $(BIN)/python -m pytest tests/vllm -m full
