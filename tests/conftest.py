@@ -59,10 +59,14 @@ os.environ |= {
 logging.getLogger("ftray.access").setLevel(logging.WARNING)
 
 
+gc.disable()  # while all is imported: next to none of it is garbage, and looking takes seconds
+
+
 def pytest_collection_finish() -> None:
     """Spare each later collection of garbage the 2 million objects of the imported libraries."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
