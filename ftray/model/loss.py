@@ -1,6 +1,7 @@
 """The language model as training sees it: token ids in, summed loss out, logits never held."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -65,7 +66,7 @@ class LanguageModel(nn.Module):
 
         It is a method because FSDP2 gathers weights around methods of what it shards.
         """
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager") if self.is_compiled else nullcontext():
             check(self.model, dtype)
 
     @torch.no_grad()
