@@ -3,9 +3,10 @@
 import time
 
 import pytest
-from conftest import Served
 from load import Load
 from server import Server
+
+from tests.integration.serve.conftest import Served
 
 pytestmark = pytest.mark.full
 SECONDS = 300.0
