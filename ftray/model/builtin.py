@@ -59,16 +59,22 @@ def _gguf() -> Path:
 def _convert(source: Path, target: Path) -> None:
     disable_progress_bar()
     try:
+        # given the config, the two others do not read the whole file for it, which takes seconds
+        config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
         loaded = AutoModelForCausalLM.from_pretrained(
-            source.parent, gguf_file=source.name, quantization_config=GgufConfig(dequantize=True)
+            source.parent,
+            config=config,
+            gguf_file=source.name,
+            quantization_config=GgufConfig(dequantize=True),
         )
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.parent, config=config, gguf_file=source.name
+        )
     except ImportError as error:
         raise ModelError(
             f"model.name: {BUILTIN_MODEL} cannot be unpacked: {error}", "pip install 'gguf>=0.17'"
         ) from None
     # transformers does not save a model that it read from GGUF, so its weights move to a plain one
-    config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
     plain = AutoModelForCausalLM.from_config(config)
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
