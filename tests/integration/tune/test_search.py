@@ -7,8 +7,10 @@ import pytest
 from ftray import commands, registry
 from ftray.config.base import override
 from ftray.config.run import load_run
+from ftray.tune.crown import crown
 from ftray.tune.results import TrialResult
 from ftray.tune.search import Found
+from ftray.tune.winners import ranked
 from tests.integration.tune.conftest import STEPS, Workplace
 
 SEARCH = {
@@ -21,7 +23,7 @@ SEARCH = {
     },
     "scheduler": {"kind": "none"},
     "holdout": {"path": "heldout.jsonl"},
-    "publish": {"best": 2, "alias": "champion"},
+    "publish": {"best": 1, "name": "summer", "alias": "champion"},
 }
 
 
@@ -44,19 +46,37 @@ def test_a_trial_that_diverges_fails_alone_and_says_why(found: Found) -> None:
         assert trials[rank, 1e30].error.endswith(" at step 2")
 
 
-def test_the_best_are_published_and_measure_as_the_report_says(
+def test_the_best_is_published_and_measures_as_the_report_says(
     found: Found, workplace: Workplace
 ) -> None:
     best, root = found.report.rows[0], workplace.root
-    assert [one.ref for one in found.winners.winners] == ["sums@2", "sums@1"]
-    assert registry.aliases(root, "sums") == {"champion": 2}
-    record = registry.resolve(root, "sums@champion")
+    assert found.winners.alias == "summer@champion"
+    assert registry.aliases(root, "summer") == {"champion": 1}
+    record = registry.resolve(root, "summer@champion")
     assert record.rank == best.values["adapter.rank"]
     assert record.search is not None
     assert (record.search.trial, record.search.values) == (best.trial, best.values)
     held_out = workplace.folder / "heldout.jsonl"
-    measured = commands.evaluate("sums", str(held_out), ["data.packing=false"], storage=root)
+    measured = commands.evaluate("summer", str(held_out), ["data.packing=false"], storage=root)
     assert measured.loss == pytest.approx(best.held_out, rel=1e-4)
+
+
+def test_trials_are_compared_on_the_hold_out_though_fewer_are_published(
+    found: Found, workplace: Workplace
+) -> None:
+    assert found.winners.holdout == f"{workplace.folder / 'heldout.jsonl'}, 8 rows"
+    assert [one.trial for one in found.winners.winners] == [one.id for one in ranked(found.result)]
+    assert [one.ref for one in found.winners.winners] == ["summer@1", None]
+    assert all(one.held_out is not None for one in found.winners.winners)
+
+
+def test_the_best_stays_the_champion_when_it_is_crowned_again(
+    found: Found, workplace: Workplace
+) -> None:
+    assert crown(found.result, num_cpus=1, num_gpus=0) == found.winners
+    assert len(registry.versions(workplace.root, "summer")) == 1
+    aliases = Path(workplace.root) / "adapters" / "summer" / "aliases" / "champion"
+    assert [file.name for file in aliases.iterdir()] == ["1.json"]
 
 
 def test_the_best_run_file_trains_what_the_search_has_found(found: Found) -> None:
