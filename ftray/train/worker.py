@@ -20,8 +20,7 @@ def join(backend: str, rank: int, size: int, url: str) -> None:
     """Join torch's process group of `size` workers, on the device that is this worker's."""
     gc.freeze()  # what was imported is no garbage, and is not looked through again
     gc.enable()
-    if (device := get_device()).type == "cuda":
-        torch.cuda.set_device(device)
+    _use_own_gpu()
     _set_torch_distributed_env_vars()
     _setup_torch_process_group(backend, rank, size, url)
 
@@ -33,6 +32,7 @@ def leave(size: int) -> None:
 
 def train_given(handover: Handover) -> Ended:
     """Wait for what is to be done, and do it."""
+    _use_own_gpu()
     try:
         return train(handover.take())
     except torch.OutOfMemoryError as error:
@@ -43,3 +43,12 @@ def train_given(handover: Handover) -> Ended:
             "set train.micro_batch_size=1, train.activation_checkpointing=true,"
             " or a smaller data.max_length",
         ) from None
+
+
+def _use_own_gpu() -> None:
+    """Make this worker's GPU the current one: of this thread alone, and each begins with the first.
+
+    Workers of one machine see all of its GPUs, so that they reach each other's memory.
+    """
+    if (device := get_device()).type == "cuda":
+        torch.cuda.set_device(device)

@@ -117,3 +117,25 @@ storage: root
     assert metrics[0]["mfu"] is not None
     assert result.eval_loss is not None
     assert result.eval_loss < metrics[0]["loss"]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_of_one_machine_train_on_a_gpu_each(
+    strategy: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    lines = [{"prompt": f"say {i}", "completion": f"it is {i}"} for i in range(64)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "run.yaml").write_text(f"""
+name: two
+model: {{name: {tiny_folder}}}
+adapter: {{method: qlora, rank: 8}}
+data: {{train: train.jsonl, format: prompt_completion, max_length: 128}}
+train: {{max_steps: 6, global_batch_size: 4, learning_rate: 5.0e-3}}
+scaling: {{num_workers: 2, strategy: {strategy}, step_timeout_seconds: 20}}
+storage: root
+""")
+    result = commands.train(str(tmp_path / "run.yaml"))
+    losses = [line["loss"] for line in runs.read_metrics(result.run)]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
