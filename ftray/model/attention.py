@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from ftray.model.transfer import to_device
+
 DOCUMENTS = "ftray_documents"
 _LARGEST_HEAD = 256
 
@@ -54,7 +56,8 @@ def documents_of(model: PreTrainedModel, position_ids: Tensor) -> dict[str, Any]
     starts = (flat == 0).nonzero().squeeze(1)
     if len(starts) == len(position_ids):
         return {}
-    ends = torch.cat([starts, starts.new_tensor([len(flat)])]).to(model.device, torch.int32)
+    ends = torch.cat([starts, starts.new_tensor([len(flat)])]).int()
+    ends = to_device(ends, model.device)
     torch._dynamo.mark_dynamic(ends, 0)  # else each number of documents would be compiled anew
     return {"cu_seq_lens_q": ends, "max_length_q": position_ids.shape[1]}
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftray.model.dropout import RowDropout
+from ftray.model.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Routing:
 
     def seed_rows(self, seeds: Sequence[int]) -> None:
         """Give each row the seed in [0, 2⁶³) of its dropout masks."""
-        self.row_seeds = torch.tensor(seeds, dtype=torch.int64, device=self.row_seeds.device)
+        self.row_seeds = to_device(torch.tensor(seeds, dtype=torch.int64), self.row_seeds.device)
 
     def route(self, segments: Sequence[Segment]) -> None:
         """Say which rows belong to which slot: segments in order, together all rows."""

@@ -14,6 +14,7 @@ from ftray.model.attention import DOCUMENTS, documents_of, set_attention
 from ftray.model.base import decoder, output_layer
 from ftray.model.entropy import Owners, linear_cross_entropy
 from ftray.model.lora import Routing
+from ftray.model.transfer import to_device
 
 IGNORED = -100
 
@@ -54,7 +55,7 @@ class LanguageModel(nn.Module):
         """
         flat, device = labels.flatten(), input_ids.device
         chosen = (flat != IGNORED).nonzero().squeeze(1)  # [labelled]
-        targets, chosen = flat[chosen].to(device), chosen.to(device)
+        targets, chosen = to_device(flat[chosen], device), to_device(chosen, device)
         hidden = decoder_states(self.model, input_ids, position_ids)  # [batch, seq, hidden]
         head, hidden = output_layer(self.model), hidden.flatten(0, 1).index_select(0, chosen)
         return linear_cross_entropy(
@@ -126,8 +127,9 @@ def owned_losses(
     """
     flat, device = labels.flatten(), input_ids.device
     chosen = (flat != IGNORED).nonzero().squeeze(1)  # [labelled]
-    of_chosen = Owners(owners.of_rows[chosen // labels.shape[1]].to(device), owners.count)
-    targets, chosen = flat[chosen].to(device), chosen.to(device)
+    whose = to_device(owners.of_rows[chosen // labels.shape[1]], device)
+    of_chosen = Owners(whose, owners.count)
+    targets, chosen = to_device(flat[chosen], device), to_device(chosen, device)
     hidden = decoder_states(model, input_ids, position_ids)  # [batch, seq, hidden]
     head, hidden = output_layer(model), hidden.flatten(0, 1).index_select(0, chosen)
     return linear_cross_entropy(hidden, head.weight, head.bias, targets, of_chosen)
@@ -175,7 +177,7 @@ def decoder_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tens
     apart = documents_of(model, position_ids)
     states: Tensor = decoder(model)(
         input_ids=input_ids,
-        position_ids=position_ids.to(input_ids.device),
+        position_ids=to_device(position_ids, input_ids.device),
         attention_mask=None,
         use_cache=False,
         **apart,

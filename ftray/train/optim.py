@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ftray.config.run import TrainConfig
@@ -56,8 +56,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> float:
-    """Scale the gradients down to `max_norm` and return their L2 norm before that."""
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+    """Scale the gradients down to `max_norm` and return their L2 norm before that. []"""
     limit = math.inf if max_norm is None else max_norm
     norm = nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=False)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -90,10 +90,14 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 def total(values: list[float], device: torch.device) -> list[float]:
     """Sum each value over all workers, in fp64."""
-    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    return list(summed(torch.tensor(values, dtype=torch.float64, device=device)).tolist())
+
+
+def summed(values: Tensor) -> Tensor:
+    """Sum a tensor over all workers, in place; a GPU is not waited for."""
     if dist.is_initialized():
-        dist.all_reduce(sums)
-    return list(sums.tolist())
+        dist.all_reduce(values)
+    return values
 
 
 _BUCKET_BYTES = 64 * 2**20

@@ -12,8 +12,9 @@ from ftray.config.run import TrainConfig
 from ftray.data.batching.collation import NO_LABEL, Batch, collate
 from ftray.data.batching.samples import Pack
 from ftray.data.tokens.columns import TokenRows
+from ftray.model.transfer import to_device
 from ftray.train.optim import clip_gradients
-from ftray.train.parallel import Place, sum_gradients, total
+from ftray.train.parallel import Place, sum_gradients, summed, total
 from ftray.train.trainee import Trainee
 
 
@@ -85,9 +86,10 @@ def train_step(
     parameters = list(trainee.attached.trainable.values())
     if not trainee.sums_own_gradients:
         sum_gradients(parameters)
-    [loss_sum] = total([local_loss.item()], place.device)
     norm = clip_gradients(parameters, train.max_grad_norm)
-    return StepResult(loss_sum, norm, counts)
+    # a GPU is waited for here, once, when all that it has to do has been launched
+    loss, grad_norm = torch.stack([summed(local_loss), norm.double()]).tolist()
+    return StepResult(loss, grad_norm, counts)
 
 
 @torch.no_grad()
@@ -126,7 +128,7 @@ def _unlabelled(batch: Batch) -> Batch:
 def _loss_sum(trainee: Trainee, batch: Batch, device: torch.device) -> Tensor:
     """Labels and positions stay on the CPU, where counting them waits for nothing."""
     batch = _lengthened(batch, trainee.row_length)
-    ids = batch.input_ids.to(device, non_blocking=True)
+    ids = to_device(batch.input_ids, device)
     with trainee.precision():
         loss: Tensor = trainee.model(ids, batch.labels, batch.position_ids)
     return loss

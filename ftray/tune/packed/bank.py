@@ -14,6 +14,7 @@ from ftray.model.adapter import decoder_linears, target_names
 from ftray.model.dropout import limit_of
 from ftray.model.lanes import Lane, LaneLinear, Lanes, RowChances
 from ftray.model.lora import linear_shape
+from ftray.model.transfer import to_device
 from ftray.tune.packed.memory import padded
 from ftray.tune.packed.stack import Adapter, Stack
 
@@ -144,4 +145,4 @@ def _chances(
 
 
 def _on(device: torch.device, values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device=device)
+    return to_device(torch.tensor(values, dtype=dtype), device)

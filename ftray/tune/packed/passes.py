@@ -16,6 +16,7 @@ from ftray.data.batching.samples import Pack, Sample
 from ftray.data.tokens.columns import TokenRows
 from ftray.model.entropy import Owners
 from ftray.model.loss import owned_losses
+from ftray.model.transfer import to_device
 from ftray.train.step import Counts
 from ftray.tune.packed.bank import Bank, Spot
 from ftray.tune.packed.joint import Row, joined
@@ -131,7 +132,7 @@ class Passes:
         batch = collate(table, [row.pack for row in rows])
         self._bank.route([works[row.owner].adapter for row in rows], [row.seed for row in rows])
         whose = Owners(torch.tensor([row.owner for row in rows]), len(works))
-        ids = batch.input_ids.to(self._device, non_blocking=True)
+        ids = to_device(batch.input_ids, self._device)
         losses = owned_losses(self._model, ids, batch.labels, batch.position_ids, whose)  # [works]
         if losses.requires_grad:
             losses.backward(shares)

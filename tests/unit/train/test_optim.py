@@ -40,14 +40,14 @@ def test_weight_decay_shrinks_matrices_and_leaves_vectors() -> None:
 def test_clipping_returns_the_norm_from_before_and_scales_to_the_limit() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([3.0, 4.0])
-    assert clip_gradients([parameter], 1.0) == pytest.approx(5.0)
+    assert clip_gradients([parameter], 1.0).item() == pytest.approx(5.0)
     assert parameter.grad.norm().item() == pytest.approx(1.0)
 
 
 def test_no_limit_leaves_the_gradient_as_it_is() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([3.0, 4.0])
-    assert clip_gradients([parameter], None) == pytest.approx(5.0)
+    assert clip_gradients([parameter], None).item() == pytest.approx(5.0)
     assert parameter.grad.tolist() == [3.0, 4.0]
 
 
