@@ -81,7 +81,8 @@ def _planned(base: RunConfig, asked: SearchConfig, search: Search) -> Plan:
     check_targets(ends, read_shape(folder))
     for number, end in enumerate(ends):
         check_shares(base, Trial(str(number), end))
-    room = capacity(base, ends, folder, worker_of(allotment, machines), asked.hosts)
+    share, worker = -(-trials // allotment.workers), worker_of(allotment, machines)
+    room = capacity(base, ends, share, folder, worker, asked.hosts)
     _check_population(asked, trials, allotment.workers * room.slots)
     tokens = made_tokens(base, folder, search.root)
     span = span_of(asked, base, longest_of(ends, tokens))

@@ -83,11 +83,18 @@ def _most(count: int, of: Callable[[int], Allotment]) -> int:
 
 
 def capacity(
-    run: RunConfig, trials: Sequence[RunConfig], folder: Path, worker: Worker, wanted: HostsConfig
+    run: RunConfig,
+    trials: Sequence[RunConfig],
+    share: int,
+    folder: Path,
+    worker: Worker,
+    wanted: HostsConfig,
 ) -> Capacity:
-    """Decide how many of the largest trials a host holds; ClusterError where none fits."""
-    shape = read_shape(folder)
-    planned = plan_capacity(run, trials, shape, worker)
+    """Decide how many of the largest trials a host holds; ClusterError where none fits.
+
+    Never more than its equal share of all trials: another host would have nothing to do.
+    """
+    planned = plan_capacity(run, trials, share, read_shape(folder), worker)
     if planned.slots < 1:
         have = "?" if worker.memory is None else f"{worker.memory / GIB:.1f} GiB"
         raise ClusterError(
@@ -96,11 +103,12 @@ def capacity(
         )
     if wanted.slots == "auto":
         return planned
-    if wanted.slots > planned.slots:
+    slots = min(wanted.slots, share)
+    if slots > planned.slots:
         logger.warning(
-            "hosts.slots=%d: memory is estimated to hold %d trials", wanted.slots, planned.slots
+            "hosts.slots=%d: memory is estimated to hold %d trials", slots, planned.slots
         )
-    return Capacity(wanted.slots, planned.tokens, planned.memory)
+    return Capacity(slots, planned.tokens, planned.memory)
 
 
 def worker_of(allotment: Allotment, machines: list[Node]) -> Worker:

@@ -54,9 +54,9 @@ class Host:
 
     def __init__(self, base: Base, folder: Path) -> None:
         config = config_of(folder, max(base.tokens))
-        everyone = [config] * max(base.trials)
-        capacity = plan_capacity(config, everyone, read_shape(folder), _worker())
-        if capacity.slots < max(base.trials):
+        most = max(base.trials)
+        capacity = plan_capacity(config, [config], most, read_shape(folder), _worker())
+        if capacity.slots < most:
             raise SystemExit(f"{base.name}: {capacity.slots} of {max(base.trials)} trials fit here")
         tables = Tables(base.rows(), None)
         self.trainer = PackedTrainer(config, folder, tables, DEVICE, capacity)

@@ -32,22 +32,26 @@ def host_bytes(config: RunConfig, shape: ModelShape, worker: Worker, tokens: int
 
 
 def plan_capacity(
-    base: RunConfig, trials: Sequence[RunConfig], shape: ModelShape | None, worker: Worker
+    base: RunConfig,
+    trials: Sequence[RunConfig],
+    most: int,
+    shape: ModelShape | None,
+    worker: Worker,
 ) -> Capacity:
-    """Choose how many of these trials a host holds at once, and its joint micro-batches.
+    """Choose how many trials like these a host holds, `most` at most, and its joint micro-batches.
 
-    Micro-batches are as large as they help, and smaller where all trials then fit; never smaller
+    Micro-batches are as large as they help, and smaller where that many then fit; never smaller
     than a pack. No slots: the base does not fit, or not with the largest trial.
     """
     longest = max((trial.data.max_length for trial in trials), default=base.data.max_length)
     tokens = max(_MOST_TOKENS[worker.device], longest)
     if shape is None or worker.memory is None:
-        return Capacity(len(trials), tokens)
+        return Capacity(most, tokens)
     largest = max((slot_bytes(trial, shape, worker) for trial in trials), default=1)
     while True:
         room = worker.memory - host_bytes(base, shape, worker, tokens)
-        slots = min(len(trials), max(0, room // largest))
-        if slots == len(trials) or tokens == longest:
+        slots = min(most, max(0, room // largest))
+        if slots == most or tokens == longest:
             return Capacity(slots, tokens, worker.memory)
         tokens = max(longest, tokens // 2)
 

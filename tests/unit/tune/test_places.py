@@ -137,12 +137,20 @@ def test_the_ends_of_a_space_are_tried_one_by_one_and_together(run_of: Callable[
 def test_a_host_has_as_many_slots_as_its_memory_holds(
     run_of: Callable[..., RunConfig], tiny_folder: Path
 ):
-    trials = [run_of(**{"adapter.rank": rank}) for rank in (4, 64)] * 4
+    ends = [run_of(**{"adapter.rank": rank}) for rank in (4, 64)]
     roomy = Worker("cpu", 1, 8 * GIB, "")
-    assert capacity(run_of(), trials, tiny_folder, roomy, hosts()).slots == 8
-    assert capacity(run_of(), trials, tiny_folder, roomy, hosts(slots=3)).slots == 3
+    assert capacity(run_of(), ends, 8, tiny_folder, roomy, hosts()).slots == 8
+    assert capacity(run_of(), ends, 8, tiny_folder, roomy, hosts(slots=3)).slots == 3
     with pytest.raises(ClusterError, match="does not hold the base model and the largest trial"):
-        capacity(run_of(), trials, tiny_folder, Worker("cpu", 1, 10**6, ""), hosts())
+        capacity(run_of(), ends, 8, tiny_folder, Worker("cpu", 1, 10**6, ""), hosts())
+
+
+def test_no_host_has_slots_for_the_share_of_another(
+    run_of: Callable[..., RunConfig], tiny_folder: Path
+):
+    roomy = Worker("cpu", 1, 8 * GIB, "")
+    for wanted in (hosts(), hosts(slots=8)):
+        assert capacity(run_of(), [run_of()], 4, tiny_folder, roomy, wanted).slots == 4
 
 
 def test_a_layer_that_the_model_does_not_have_is_named(

@@ -33,19 +33,18 @@ def test_what_products_take_costs_two_bytes_more_on_a_gpu(config_of):
 
 def test_micro_batches_shrink_before_trials_have_to_wait(config_of):
     base = config_of({"data.max_length": 1024})
-    trials = [base] * 8
-    rich = plan_capacity(base, trials, BUILTIN_SHAPE, GPU)
+    rich = plan_capacity(base, [base], 8, BUILTIN_SHAPE, GPU)
     assert (rich.slots, rich.tokens) == (8, 16384)
     need = host_bytes(base, BUILTIN_SHAPE, GPU, 1024) + 8 * slot_bytes(base, BUILTIN_SHAPE, GPU)
-    tight = plan_capacity(base, trials, BUILTIN_SHAPE, replace(GPU, memory=need))
+    tight = plan_capacity(base, [base], 8, BUILTIN_SHAPE, replace(GPU, memory=need))
     assert (tight.slots, tight.tokens) == (8, 1024)
-    less = plan_capacity(base, trials, BUILTIN_SHAPE, replace(GPU, memory=need - 1))
+    less = plan_capacity(base, [base], 8, BUILTIN_SHAPE, replace(GPU, memory=need - 1))
     assert less.slots == 7
-    assert plan_capacity(base, trials, BUILTIN_SHAPE, replace(GPU, memory=GIB)).slots == 0
+    assert plan_capacity(base, [base], 8, BUILTIN_SHAPE, replace(GPU, memory=GIB)).slots == 0
 
 
 def test_of_an_unknown_model_all_trials_are_tried(config_of):
-    assert plan_capacity(config_of({}), [config_of({})] * 3, None, GPU).slots == 3
+    assert plan_capacity(config_of({}), [config_of({})], 3, None, GPU).slots == 3
 
 
 def test_a_host_has_room_as_long_as_memory_lasts(packed, trial_of):
