@@ -116,7 +116,7 @@ class TrainConfig(Config):
     unless `max_steps` is below 20."""
     objective: Literal["speed", "memory"] = "speed"
     """What `auto` settles for: the fastest micro-batch that fits, or the least memory at which a
-    GPU is still busy."""
+    GPU is still busy. memory also leaves frozen input embeddings in the host's memory."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides the order of rows, the adapter's first weights and dropout."""
 

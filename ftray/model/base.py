@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -83,6 +84,11 @@ def decoder(model: PreTrainedModel) -> nn.Module:
     """The model without its output layer: token ids to hidden states."""
     found: nn.Module = model.get_decoder()
     return found
+
+
+def input_layer(model: PreTrainedModel) -> nn.Embedding:
+    """The layer from token ids to the first hidden states: a table of a row for each token."""
+    return cast(nn.Embedding, model.get_input_embeddings())
 
 
 def output_layer(model: PreTrainedModel) -> nn.Linear:

@@ -71,7 +71,7 @@ class _Way:
 _RECOMPUTED = 1.28
 _OVERHEAD = 512
 _NEARLY = 1.02
-_BUSY_TOKENS = 4096  # a micro-batch of fewer saves little more and leaves a GPU idle
+_BUSY_TOKENS = 8192  # half as many: 13 % slower for 2 GiB less, of an 8B base in 4 bits
 
 
 def _saves(config: RunConfig) -> bool:

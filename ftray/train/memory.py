@@ -60,7 +60,7 @@ def estimate(config: RunConfig, shape: ModelShape, worker: Worker, micro: int) -
     return Memory(
         weights=_trained_whole(shape, shards, element)
         if is_full
-        else _frozen(config, shape, shards, element),
+        else _frozen(config, shape, worker, element),
         adapter=0 if is_full else trained * _FP32,
         gradients=owned * _FP32,
         optimizer=moments,
@@ -95,6 +95,16 @@ def bytes_per_element(config: RunConfig, worker: Worker) -> int:
     """Bytes of a number that is computed with: 2 for bfloat16, 4 for float32."""
     is_half = config.model.dtype == "bfloat16"
     return 2 if is_half or (config.model.dtype == "auto" and worker.device == "gpu") else 4
+
+
+def keeps_table_on_host(config: RunConfig, device: Literal["cpu", "gpu"], *, tied: bool) -> bool:
+    """Whether the input embeddings stay in the host's memory, of which a step reads some rows.
+
+    Not where they are trained, are the output layer too, or are sharded over workers anyway.
+    """
+    is_frozen = isinstance(config.adapter, LoraConfig)
+    saves = config.train.objective == "memory" and config.strategy == "ddp"
+    return device == "gpu" and is_frozen and saves and not tied
 
 
 def compiles(train: TrainConfig, *, on_gpu: bool) -> bool:
@@ -155,13 +165,14 @@ def _trained_whole(shape: ModelShape, shards: int, element: int) -> int:
     return shape.parameters * _FP32 // shards + copy
 
 
-def _frozen(config: RunConfig, shape: ModelShape, shards: int, element: int) -> int:
+def _frozen(config: RunConfig, shape: ModelShape, worker: Worker, element: int) -> int:
     """Bytes of a base model that is not trained.
 
     Nf4 takes 4 bits a weight and a scale for 64 of them: 32 bits, or with double quantization
     8 bits and 32 more for 256 scales (Dettmers et al. 2023, arXiv:2305.14314, section 3).
     Sharded over workers (FSDP2), two layers and what lies outside the layers are whole at a time.
     """
+    shards = worker.count if config.strategy == "fsdp" else 1
     match config.adapter:
         case QloraConfig(double_quantization=doubled):
             bits = 4 + (8 / 64 + 32 / (64 * 256) if doubled else 32 / 64)
@@ -169,6 +180,8 @@ def _frozen(config: RunConfig, shape: ModelShape, shards: int, element: int) -> 
             bits = 8 * element  # of fp8 too: there are two copies of it
     in_linears = sum(wide * high for wide, high in shape.linear.values())  # of one layer
     outside = (shape.parameters - shape.layers * in_linears) * element
+    if keeps_table_on_host(config, worker.device, tied=shape.tied):
+        outside -= shape.vocab * shape.hidden * element
     layer = in_linears * bits / 8
     if shards == 1:
         return round(outside + shape.layers * layer)

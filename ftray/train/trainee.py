@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -15,12 +16,13 @@ from ftray.config.run import FullConfig, LoraConfig, QloraConfig, RunConfig, Tra
 from ftray.model import loss
 from ftray.model.adapter import Attached, attach, freeze
 from ftray.model.attention import DOCUMENTS, set_attention, takes_documents
-from ftray.model.base import load_base, resolve_dtype
+from ftray.model.base import input_layer, load_base, output_layer, resolve_dtype
 from ftray.model.blank import Blank, Whole, blank_base
 from ftray.model.fp8 import uncast
 from ftray.model.loss import LanguageModel
+from ftray.model.transfer import kept_on_host
 from ftray.train.fill import fill
-from ftray.train.memory import compiles
+from ftray.train.memory import compiles, keeps_table_on_host
 from ftray.train.parallel import Place, replicate, shard
 
 logger = logging.getLogger(__name__)
@@ -170,8 +172,17 @@ def load_for_training(config: RunConfig, folder: Path, device: torch.device) -> 
             base = load_base(folder, model.model_copy(update={"dtype": "float32"}), device)
         case _:
             base = load_base(folder, model, device)
+    leave_table_on_host(base, config)
     _check(base)
     return attach(base, adapter, config.train.seed)
+
+
+def leave_table_on_host(base: PreTrainedModel, config: RunConfig) -> None:
+    """Move the input embeddings to the host's memory, where the memory plan has them there."""
+    table, head = input_layer(base).weight, output_layer(base).weight
+    kind: Literal["cpu", "gpu"] = "gpu" if base.device.type == "cuda" else "cpu"
+    if keeps_table_on_host(config, kind, tied=table is head):
+        table.data = kept_on_host(table, base.device)
 
 
 def _check(model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:

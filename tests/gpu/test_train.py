@@ -1,11 +1,13 @@
 """Every method on a real GPU: `pytest -m gpu tests/gpu`, on a machine with a CUDA device."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from ftray import commands, runs
 from ftray.config.base import override, validated
@@ -73,6 +75,43 @@ def test_each_method_learns_on_the_gpu(kind: str, tiny_folder: Path, tmp_path: P
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.fixture
+def untied_folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "untied"
+    shutil.copytree(tiny_folder, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    config = LlamaConfig(**{**settings, "tie_word_embeddings": False})
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_table_in_the_hosts_memory_changes_no_number(
+    method: str, untied_folder: Path, tmp_path: Path
+) -> None:
+    place, trained = Place(0, 1, torch.device("cuda")), bytes([0, *[1] * 29])
+    rows = MemoryRows([Tokens([5 + i, 6, 7, 8, 9 + i] * 6, trained) for i in range(4)])
+    whole = [Sample(key, 0, len(trained), 0) for key in range(4)]
+    adapter = {"method": method, "rank": 8}
+
+    def learned(objective: str) -> tuple[list[torch.Tensor], int]:
+        train = {"objective": objective, "activation_checkpointing": True}
+        config = config_of(untied_folder, {"adapter": adapter, "train": train})
+        before = torch.cuda.memory_allocated()
+        trainee = build_trainee(config, untied_folder, place, str(tmp_path))
+        held = torch.cuda.memory_allocated() - before
+        work = [micro_batch(rows, [whole[:2], whole[2:]], [0, 1])]
+        result = train_step(trainee, work, place, config.train, 0)
+        gradients = [one.grad for one in trainee.attached.trainable.values()]
+        return [torch.tensor(result.loss), *gradients], held
+
+    plain, held = learned("speed")
+    saving, held_less = learned("memory")
+    for ours, reference in zip(saving, plain, strict=True):
+        assert torch.equal(ours, reference)
+    assert held_less < held
 
 
 @pytest.mark.parametrize("precision", ["same", "fp8"])

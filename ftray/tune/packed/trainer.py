@@ -18,7 +18,7 @@ from ftray.model.shape import read_shape
 from ftray.train.metrics import Line, Value
 from ftray.train.mfu import Speed
 from ftray.train.nans import not_a_number
-from ftray.train.trainee import attend_to_documents, is_compiled
+from ftray.train.trainee import attend_to_documents, is_compiled, leave_table_on_host
 from ftray.tune.packed.bank import Bank
 from ftray.tune.packed.intake import Intake, Tables, Tokens
 from ftray.tune.packed.passes import Found, Passes, Work
@@ -55,6 +55,7 @@ class PackedTrainer:
         model = load_base(folder, base.model, device)
         check(model)
         freeze(model, adapter_of(base))
+        leave_table_on_host(model, base)
         attend_to_documents(model, base, resolve_dtype(base.model, device))
         self._bank = Bank(model)
         compiled, why = is_compiled(base.train, device)
