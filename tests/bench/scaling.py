@@ -1,6 +1,7 @@
 """How training scales with workers, and whether it stays right: `ftray train`, timed from outside.
 
     python tests/bench/scaling.py [--workers 1,2,4,8] [--runs "lora-ddp 8B,full-fsdp 1.5B"]
+        [--steps 20] [--seconds 3600] [--each 600] [--out FILE]
 
 On GPUs over NCCL where there are several, else over gloo on CPUs, which only shows that it runs.
 README.md here says how to read it.
@@ -15,11 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 from machine import describe, load
@@ -63,52 +67,109 @@ def main() -> None:
     path = options.out or RESULTS / f"scaling-{device}-{datetime.now(UTC):%Y-%m-%d}.json"
     path.parent.mkdir(exist_ok=True, parents=True)
     with tempfile.TemporaryDirectory(prefix="ftray-bench-", dir=_roomy()) as made:
-        bench = Bench(Path(made), device, options.workers, options.steps, options.seconds)
+        limits = Limits(options.seconds, options.each)
+        sizes = (options.workers, options.steps)
+        bench = Bench(Path(made), device, *sizes, limits, options.models)
         for found in bench.all(_chosen(options, device)):
             results |= {**found, "load_after": load()}
             path.write_text(json.dumps(results, indent=1) + "\n")
     print_tables(results)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Seconds after which no run begins, and that one may take."""
+
+    seconds: float
+    each: float
+    _began: float = field(default_factory=time.monotonic)
+
+    def left(self) -> float:
+        """Seconds for the next run; FailedError where there are none."""
+        left = self.seconds - (time.monotonic() - self._began)
+        if left <= 0:
+            raise FailedError("not begun: --seconds were over")
+        return min(left, self.each)
+
+
 @dataclass
 class Bench:
-    """The temporary folder, what is trained on, and until when a run may begin."""
+    """The temporary folder, what is trained on, and for how long."""
 
     folder: Path
     device: str
     workers: list[int]
     steps: int
-    seconds: float
-    _began: float = field(default_factory=time.monotonic)
+    limits: Limits
+    kept: Path | None
     _models: dict[str, Path] = field(default_factory=dict)
 
     def all(self, kinds: list[Kind]) -> Iterator[Figures]:
         """Measure the links, each kind on each number of workers, and what survives.
 
-        Yields all that is known after each kind, should the next one not end.
+        Yields all that is known after each run, should the next one not end.
         """
         most = max(self.workers)
         found: Figures = {"links": self._links(most), "runs": [], "survived": None, "missing": []}
-        for kind in kinds:
-            curves: list[Figures] = []
-            for workers in sorted(self.workers, reverse=True):
-                if workers < kind.least:
-                    continue
-                try:
-                    curves.append(self._one(kind, workers))
-                except FailedError as error:
-                    found["missing"].append(f"{kind.name} on {workers}: {error}")
-            found["runs"] += compared(curves, found["links"], SAME[self.device])
-            if kind == SURVIVES and curves and most > 1:
-                found["survived"] = self._survived(kind, most, curves[0])
+        curves: dict[Kind, list[Figures]] = {kind: [] for kind in kinds if kind != SURVIVES}
+        together = [n for n in sorted(self.workers, reverse=True) if n > 1]
+        for kind, workers in ((kind, n) for kind in kinds for n in together if n >= kind.least):
+            if kind != SURVIVES:
+                self._note(curves, kind, found, partial(self._one, kind, workers))
+            elif workers == most:
+                found["survived"] = self._survived(kind, most)
+            yield found
+        if 1 in self.workers:
+            self._lone([kind for kind in curves if kind.least == 1], curves, found)
             yield found
 
-    def _one(self, kind: Kind, workers: int) -> Figures:
-        left = self._left()
-        steps = SURVIVES_STEPS if kind == SURVIVES else self.steps
-        sizes = Sizes(workers, max(self.workers), steps, steps)
+    def _lone(self, kinds: list[Kind], curves: dict[Kind, list[Figures]], found: Figures) -> None:
+        """One worker of each kind, on a GPU each, side by side.
+
+        One worker shards nothing, so that one run serves all strategies.
+        """
+        first = {(kind.method, kind.shape): kind for kind in reversed(kinds)}
+        free: SimpleQueue[int | None] = SimpleQueue()
+        gpus = list(range(max(self.workers))) if self.device == "cuda" else [None]
+        for gpu in gpus:
+            free.put(gpu)
+
+        def measure(kind: Kind) -> Figures:
+            gpu = free.get()
+            try:
+                return self._one(kind, 1, gpu)
+            finally:
+                free.put(gpu)
+
+        for kind in first.values():  # written before several ask for them
+            self._model(kind.shape), self._rows(kind)
+        with ThreadPoolExecutor(len(gpus)) as side_by_side:
+            runs = {known: side_by_side.submit(measure, kind) for known, kind in first.items()}
+        for kind in kinds:
+            self._note(curves, kind, found, runs[kind.method, kind.shape].result)
+
+    def _note(
+        self,
+        curves: dict[Kind, list[Figures]],
+        kind: Kind,
+        found: Figures,
+        run: Callable[[], Figures],
+    ) -> None:
+        try:
+            curves[kind].append({**run(), "run": kind.name})
+        except FailedError as error:
+            found["missing"].append(f"{kind.name}: {error}")
+        found["runs"] = [
+            one
+            for some in curves.values()
+            for one in compared(some, found["links"], SAME[self.device])
+        ]
+
+    def _one(self, kind: Kind, workers: int, gpu: int | None = None) -> Figures:
+        left = self.limits.left()
+        sizes = Sizes(workers, max(self.workers), self.steps, self.steps)
         config = kind.config(self._model(kind.shape), self._rows(kind), self.folder, sizes)
-        figures = measured(config, self.folder, left)
+        figures = measured(config, self.folder, left, gpu)
         rate, begun = figures["per_worker"], figures["first_step_after_seconds"]
         logger.info("%s: %.0f tokens/s a worker, began after %.0f s", config.name, rate, begun)
         shape = read_shape(self._model(kind.shape))
@@ -118,18 +179,23 @@ class Bench:
         parts = {"gathered": sent.gathered, "scattered": sent.scattered, "summed": sent.summed}
         return {"run": kind.name, **figures, "sent": parts}
 
-    def _survived(self, kind: Kind, workers: int, undisturbed: Figures) -> Figures:
+    def _survived(self, kind: Kind, workers: int) -> Figures:
+        """A run with faults and one without, beside it: neither is timed."""
         sizes = Sizes(workers, workers, SURVIVES_STEPS, SAVE_EVERY)
         paths = (self._model(kind.shape), self._rows(kind), self.folder)
-        config = kind.config(*paths, sizes)
-        config = config.model_copy(update={"name": "survives"})
+        undisturbed = kind.config(*paths, sizes)
+        config = undisturbed.model_copy(update={"name": "survives"})
         scaling = config.scaling.model_copy(update={"num_workers": workers // 2})
         fewer = config.model_copy(update={"scaling": scaling})
         try:
-            found = survived(config, fewer, self.folder, self._left())
+            left = self.limits.left()
+            with ThreadPoolExecutor(1) as beside:
+                expected = beside.submit(measured, undisturbed, self.folder, left)
+                found = survived(config, fewer, self.folder, left)
+                losses = expected.result()["losses"]
         except FailedError as error:
             return {"failed": str(error)}
-        pairs = zip(undisturbed["losses"], found["losses"], strict=True)
+        pairs = zip(losses, found["losses"], strict=True)
         found["largest_difference"] = max(abs(a - b) / abs(a) for a, b in pairs)
         found["is_same"] = found["largest_difference"] <= SAME[self.device]
         return found
@@ -143,21 +209,17 @@ class Bench:
         found: Figures = json.loads(answer.read_text())
         return found
 
-    def _left(self) -> float:
-        left = self.seconds - (time.monotonic() - self._began)
-        if left <= 0:
-            raise FailedError("not begun: --seconds were over")
-        return left
-
     def _model(self, shape: str) -> Path:
         """Write it when it is first asked for."""
         if shape not in self._models:
-            folder = self.folder / f"model-{shape.lower()}"
+            folder = (self.kept or self.folder) / f"model-{shape.lower()}"
+            self._models[shape] = folder
+            if (folder / "tokenizer_config.json").exists():  # written last
+                return folder
             # in a process of its own, which takes what it has on a GPU with it
             writer = get_context("spawn").Process(target=write_model, args=(shape, folder))
             writer.start()
             writer.join()
-            self._models[shape] = folder
         return self._models[shape]
 
     def _rows(self, kind: Kind) -> Path:
@@ -171,8 +233,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--workers", type=_numbers, help="as 1,2,4; else 1, 2, 4 … up to the GPUs")
     parser.add_argument("--runs", help="names of runs, comma between; else those of the device")
-    parser.add_argument("--steps", type=int, default=12, help="steps of each run; 3 do not count")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each run; 3 do not count")
     parser.add_argument("--seconds", type=float, default=3600, help="no run begins after that")
+    parser.add_argument("--each", type=float, default=600, help="seconds that a run may take")
+    parser.add_argument("--models", type=Path, help="where models are kept; else deleted")
     parser.add_argument("--out", type=Path, help="where the result goes; else to results/")
     options = parser.parse_args()
     most = torch.cuda.device_count() if on_gpus() else 4

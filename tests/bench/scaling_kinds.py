@@ -114,11 +114,11 @@ class Sizes:
 
 ON_GPUS = (
     Kind("lora", "ddp", "8B", 4, 2048),
-    Kind("full", "fsdp", "1.5B", 4, 2048),
-    Kind("qlora", "fsdp", "8B", 4, 2048),
     Kind("qlora", "ddp", "8B", 4, 2048),
+    Kind("qlora", "fsdp", "8B", 4, 2048),
+    Kind("full", "fsdp", "1.5B", 4, 2048),
     Kind("full", "fsdp", "8B", 2, 2048, least=2),
-    Kind("lora", "fsdp", "70B", 1, 2048, least=8),
+    Kind("lora", "fsdp", "70B", 1, 2048, least=2),
 )
 ON_CPUS = (
     Kind("lora", "ddp", "tiny", 2, 128),

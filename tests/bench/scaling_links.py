@@ -1,6 +1,7 @@
 """How fast collectives are here: `python scaling_links.py WORKERS ANSWER`, for scaling.py.
 
-Writes bytes a second that each worker sends in a ring, by collective, to the file ANSWER.
+Writes bytes a second that each worker sends in a ring, by collective, and each worker's FLOP/s in
+large products, to the file ANSWER.
 """
 
 import json
@@ -47,9 +48,19 @@ def _work(rank: int, workers: int, folder: str, answer: str) -> None:
         "all_gather": share / _seconds(lambda: dist.all_gather_into_tensor(whole, part), device),
         "reduce_scatter": share / _seconds(lambda: dist.reduce_scatter_tensor(part, whole), device),
     }
+    rates: list[Any] = [None] * workers
+    dist.all_gather_object(rates, _multiplying(device))
+    found["multiplying"] = rates
     if rank == 0:
         Path(answer).write_text(json.dumps(found))
     dist.destroy_process_group()
+
+
+def _multiplying(device: torch.device) -> float:
+    """FLOP/s of large products here while all others multiply too: GPUs of one host differ."""
+    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (256, torch.float32)
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / _seconds(lambda: left @ right, device)
 
 
 def _seconds(collective: Any, device: torch.device) -> float:

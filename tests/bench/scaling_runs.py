@@ -1,6 +1,7 @@
 """One `ftray train` at a time, watched from outside, for scaling.py."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -30,10 +31,14 @@ class FailedError(Exception):
 
 @dataclass
 class Command:
-    """`ftray train` on one config, from its start until it has ended."""
+    """`ftray train` on one config, from its start until it has ended.
+
+    With `gpu` it sees that one alone, so that several can train side by side.
+    """
 
     config: RunConfig
     folder: Path
+    gpu: int | None = None
     peak: float = 0.0  # memory of the largest worker, in bytes
     _process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
 
@@ -43,7 +48,10 @@ class Command:
         self._log = self.folder / f"{self.config.name}.log"
         with self._log.open("ab") as log:
             command = [sys.executable, "-m", "ftray", "train", str(file)]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            own = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": str(self.gpu)}
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, env={**os.environ, **own}
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,7 +112,7 @@ class Command:
 
     def _memory(self) -> float:
         if on_gpu := _gpu_memory():
-            return max(on_gpu)
+            return max(on_gpu) if self.gpu is None else on_gpu[self.gpu]
         sizes = [0.0]
         for worker in self.workers():
             with suppress(psutil.NoSuchProcess):
@@ -112,10 +120,10 @@ class Command:
         return max(sizes)
 
 
-def measured(config: RunConfig, folder: Path, seconds: float) -> Figures:
+def measured(config: RunConfig, folder: Path, seconds: float, gpu: int | None = None) -> Figures:
     """Train all steps, and say how fast; what comes after the last one is not waited for."""
     began = time.monotonic()
-    with Command(config, folder) as command:
+    with Command(config, folder, gpu) as command:
         lines = command.until_step(config.train.max_steps or 0, seconds)
         started = lines[0]["time"] - lines[0]["step_seconds"] - (time.time() - time.monotonic())
     timed = lines[WARM:]

@@ -22,6 +22,8 @@ def print_tables(results: Figures) -> None:
         console.print(
             f"links, {links['backend']}, each worker, {links['megabytes']:.0f} MB: {speeds}"
         )
+        rates = ", ".join(f"{rate / 1e12:.3g}" for rate in links["multiplying"])
+        console.print(f"large products on each, all at once, TFLOP/s: {rates}")
     console.print(_runs(results["runs"]))
     console.print(_survival(results["survived"]))
     for text in results["missing"]:

@@ -1,6 +1,6 @@
 """Training speed on one GPU: ftray beside transformers + PEFT, Liger and Unsloth.
 
-    python tests/bench/train.py [--only SUITE …] [--out FILE]
+    python tests/bench/train.py [--only SUITE …] [--gpus 2] [--seconds 500] [--add] [--out FILE]
 
 Weights are random and made on the device, so nothing is downloaded. README.md here says what each
 side does.
@@ -14,10 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from rich.console import Console
@@ -85,42 +86,85 @@ def main() -> None:
     path = options.out or RESULTS / f"train-{datetime.now(UTC):%Y-%m-%d}.json"
     weights = options.weights or Path(tempfile.mkdtemp(prefix="ftray-bench-", dir=in_memory()))
     try:
-        rows = list(_measured(options, weights, path))
+        rows = _measured(options, weights, path)
     finally:
         if options.weights is None:
             shutil.rmtree(weights)
     _print(rows)
 
 
-def _measured(options: argparse.Namespace, weights: Path, path: Path) -> Iterator[Figures]:
-    """Each side in a process of its own, its cases one after the other."""
-    results: Figures = {"machine": _machine(), "measured": []}
+def _measured(options: argparse.Namespace, weights: Path, path: Path) -> list[Figures]:
+    """Each side in a process of its own, its cases one after the other; so many at a time."""
+    until, machine = time.time() + options.seconds, _machine()
+    results: Figures = {"machine": machine, "measured": []}
     path.parent.mkdir(exist_ok=True, parents=True)
+    if options.add and path.exists():
+        results = json.loads(path.read_text())
+        if changed := [key for key in PACKAGES if machine[key] != results["machine"][key]]:
+            raise SystemExit(f"{path}: measured with another {', '.join(changed)}")
+    known = {_named(one) for one in results["measured"]}
     cases = [case for name in options.only for case in SUITES[name]]
-    cases = [case for case in cases if options.match in case["name"]]
-    for side in dict.fromkeys(case["side"] for case in cases):
-        own = [{**case, **_shaped(case, weights)} for case in cases if case["side"] == side]
-        for case in own:
-            if options.profile and side == "ftray":
-                name = "".join(c if c.isalnum() else "-" for c in case["name"])
-                case["profile"] = str(path.parent / f"profile-{name}.txt")
-        given, out = path.with_suffix(".cases"), path.with_suffix(".jsonl")
-        given.write_text(json.dumps(own))
-        out.write_text("")  # a line for each case as it ends, should all be killed
+    cases = [one for one in cases if options.match in one["name"] and _named(one) not in known]
+    cases = [{**case, **_shaped(case, weights)} for case in cases]
+    if options.profile:
+        cases = [{**case, "profile": _profile(case, path)} for case in cases]
+    free: SimpleQueue[int] = SimpleQueue()
+    for gpu in range(options.gpus):
+        free.put(gpu)
+
+    def measure(side: str) -> list[Figures]:
+        gpu = free.get()
+        own = [case for case in cases if case["side"] == side]
         try:
-            subprocess.run(
-                [sys.executable, str(HERE / "train_sides.py"), str(given), str(out)],
-                timeout=options.timeout,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            sys.stderr.write(f"{side}: over {options.timeout:g} s\n")
-        found = [json.loads(line) for line in out.read_text().splitlines()]
-        given.unlink()
-        out.unlink()
-        results["measured"] += found
-        path.write_text(json.dumps(results, indent=1) + "\n")
-        yield from found
+            return _side(own, path.with_suffix(f".{gpu}.jsonl"), gpu, until)
+        finally:
+            free.put(gpu)
+
+    with ThreadPoolExecutor(options.gpus) as side_by_side:
+        sides = dict.fromkeys(case["side"] for case in cases)
+        for done in as_completed([side_by_side.submit(measure, side) for side in sides]):
+            results["measured"] += done.result()
+            path.write_text(json.dumps(results, indent=1) + "\n")
+    found: list[Figures] = results["measured"]
+    return found
+
+
+def _side(cases: list[Figures], out: Path, gpu: int, until: float) -> list[Figures]:
+    """Measure the cases of one side on one GPU; none begins after `until`."""
+    given = out.with_suffix(".cases")
+    given.write_text(json.dumps(cases))
+    out.write_text("")  # a line for each case as it ends, should all be killed
+    command = [sys.executable, str(HERE / "train_sides.py"), str(given), str(out), str(until)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    own = visible[gpu] if gpu < len(visible) and visible[gpu] else str(gpu)
+    try:
+        subprocess.run(
+            command,
+            timeout=max(0.0, until - time.time()) + _LONGEST,
+            check=False,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": own},
+        )
+    except subprocess.TimeoutExpired:
+        sys.stderr.write(f"{cases[0]['side']}: a case of it took over {_LONGEST} s\n")
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    found = [{key: line[key] for key in line if key not in _OWN} for line in lines]
+    given.unlink()
+    out.unlink()
+    return found
+
+
+_OWN = ("folder", "vocab", "matrices", "profile")  # what is a side's own business
+_LONGEST = 120  # seconds that the last case of a side may go on
+
+
+def _named(case: Figures) -> tuple[str, ...]:
+    """What tells a case from all others."""
+    return case["side"], case["name"], case["shape"], str(case["length"])
+
+
+def _profile(case: Figures, path: Path) -> str:
+    name = "-".join(_named(case)[1:])
+    return str(path.parent / f"profile-{''.join(c if c.isalnum() else '-' for c in name)}.txt")
 
 
 def _shaped(case: Figures, weights: Path) -> Figures:
@@ -188,13 +232,16 @@ SUITES: dict[str, list[Figures]] = {
     + [_case("lora", "ftray train", shape="tiny", length=256, rows="nearly full", steps=3)],
     "ours": [
         _case("lora bf16", "ftray"),
-        _case("lora bf16, as through Ray", "ftray", rows="nearly full", steps=8),
-        _packed("lora bf16, packed", "ftray"),
-        _case("lora fp8", "ftray", "fp8"),
-        _packed("lora fp8, packed", "ftray", "fp8"),
-        _case("qlora nf4", "ftray", "nf4"),
         _case("qlora nf4, memory", "ftray", "nf4", changes=_SAVING),
+        _case("qlora nf4", "ftray", "nf4"),
+        _case("lora fp8", "ftray", "fp8"),
+        _packed("lora bf16, packed", "ftray"),
         _case("full", "ftray", "full", **_SMALL_ONE),
+    ],
+    "ours elsewhere": [
+        _case("lora bf16", "ftray", **_LONG),
+        _case("lora bf16", "ftray", shape="qwen-7b"),
+        _case("lora bf16", "ftray", **_SMALL_ONE),
     ],
     "ray": [
         _case(
@@ -204,31 +251,34 @@ SUITES: dict[str, list[Figures]] = {
             steps=8,
             # as on 80 GB, and in a run that is long enough to be compiled
             changes={"train.micro_batch_size": 4, "train.compile": True},
-        )
-    ],
-    "ours elsewhere": [
-        _case("lora bf16", "ftray", **_LONG),
-        _case("lora fp8", "ftray", "fp8", **_LONG),
-        _case("lora bf16", "ftray", shape="qwen-7b"),
-        _case("lora fp8", "ftray", "fp8", shape="qwen-7b"),
-        _case("lora bf16", "ftray", **_SMALL_ONE),
+        ),
     ],
     "peers": [
         _case("lora, nothing recomputed", "unsloth", recompute=False, micro=4, steps=4),
         _case("lora, defaults", "unsloth", steps=4),
         _case("qlora nf4, defaults", "unsloth", "nf4", steps=4),
-        _case("lora", "transformers + PEFT", steps=2, warm=1),
-        _packed("lora, padded", "transformers + PEFT", steps=2, warm=1, batch=64, micro=32),
-        _case("lora", "transformers + PEFT + Liger", steps=2, warm=1),
         _case("lora", "TRL", steps=2, warm=2),
         _case("full", "TRL", "full", **_SMALL_ONE, recompute=False, micro=4, steps=2),
+        _case("lora", "transformers + PEFT", steps=2, warm=1),
     ],
     "peers elsewhere": [
         _case("lora, defaults", "unsloth", **_LONG, steps=3),
-        _case("lora, nothing recomputed", "unsloth", **_LONG | {"micro": 1}, recompute=False),
         _case("lora, defaults", "unsloth", shape="qwen-7b", steps=3),
-        _case("lora, nothing recomputed", "unsloth", shape="qwen-7b", recompute=False, micro=4),
         _case("lora, defaults", "unsloth", **_SMALL_ONE, steps=3),
+        _case("lora, nothing recomputed", "unsloth", shape="qwen-7b", recompute=False, micro=4),
+        _case("lora", "TRL", **_LONG, steps=2, warm=1),
+        _case("lora", "TRL", shape="qwen-7b", steps=2, warm=1),
+        _case("lora", "TRL", **_SMALL_ONE, steps=2, warm=1),
+    ],
+    "more": [
+        _case("lora, nothing recomputed", "unsloth", **_LONG | {"micro": 1}, recompute=False),
+        _case("lora, nothing recomputed", "unsloth", **_SMALL_ONE, recompute=False),
+        _case("lora", "transformers + PEFT + Liger", steps=2, warm=1),
+        _packed("lora, padded", "transformers + PEFT", steps=2, warm=1, batch=64, micro=32),
+        _case("lora bf16, as through Ray", "ftray", rows="nearly full", steps=8),
+        _packed("lora fp8, packed", "ftray", "fp8"),
+        _case("lora fp8", "ftray", "fp8", **_LONG),
+        _case("lora fp8", "ftray", "fp8", shape="qwen-7b"),
     ],
 }
 
@@ -238,7 +288,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=SUITES, default=list(SUITES)[1:])
     parser.add_argument("--match", default="", help="only cases whose name has this in it")
     parser.add_argument("--out", type=Path, help="where the result goes; else to results/")
-    parser.add_argument("--timeout", type=float, default=1800, help="seconds that a side may take")
+    parser.add_argument("--gpus", type=int, default=1, help="sides measured at a time, a GPU each")
+    parser.add_argument("--seconds", type=float, default=7200, help="no case begins after that")
+    parser.add_argument("--add", action="store_true", help="measure what the result lacks")
     parser.add_argument("--weights", type=Path, help="where models are kept; else deleted")
     parser.add_argument("--profile", action="store_true", help="a table of kernels for each case")
     return parser.parse_args()

@@ -1,7 +1,8 @@
 """Ways to take an optimizer step on one GPU: ftray's bare loop, and its peers, on the same rows.
 
-`python train_sides.py CASES.json OUT.jsonl` measures the cases one after the other in one process,
-and writes a line for each as it goes. Run by train.py, which says what each side does.
+`python train_sides.py CASES.json OUT.jsonl UNTIL` measures the cases one after the other in one
+process, and writes a line for each as it goes; none begins after that time. Run by train.py, which
+says what each side does.
 """
 
 import gc
@@ -24,8 +25,10 @@ def main() -> None:
     cases = json.loads(Path(sys.argv[1]).read_text())
     if any(case["side"] == "unsloth" for case in cases):
         import unsloth  # noqa: F401  # it patches the others, so it comes first
-    out = Path(sys.argv[2])
+    out, until = Path(sys.argv[2]), float(sys.argv[3])
     for case in cases:
+        if time.time() > until:
+            break
         try:
             measured(case, partial(_keep, out, case))
         except Exception as error:  # noqa: BLE001  # a peer that fails is a result
@@ -70,7 +73,7 @@ def measured(case: Figures, keep: Callable[[Figures], None]) -> None:
         losses.append(loss)
     times = {"load_seconds": loaded, "warm_up_seconds": warm, "losses": losses}
     keep({**side.about, **times, **rates_of(case, seconds, tokens, labels)})
-    if case.get("profile"):
+    if "profile" in case and case["side"] == "ftray":
         _profile(side.step, case["profile"])
 
 

@@ -71,11 +71,17 @@ def main() -> None:
         "steps": options.steps,
         "measured": [],
     }
-    for whole in QUICK if options.quick else BASES:
+    name = f"tune-gpu-{datetime.now(UTC):%Y-%m-%d}{'-quick' if options.quick else ''}.json"
+    path = options.out or RESULTS / name
+    path.parent.mkdir(exist_ok=True, parents=True)
+    bases = QUICK if options.quick else BASES
+    for whole in [one for one in bases if options.base in (None, one.name)]:
         base = replace(whole, tokens=whole.tokens[:1]) if options.short else whole
         with _written(base, options.weights) as folder:
             torch.compiler.reset()  # it compiles a layer for so many models, and then no more
-            results["measured"] += _packed(base, folder, options.steps)
+            for found in _packed(base, folder, options.steps):
+                results["measured"].append(found)
+                path.write_text(json.dumps(results, indent=1) + "\n")
             for side, kind in (("ftray alone", Alone), ("transformers + PEFT", Peft)):
                 for tokens in base.tokens:
                     _emptied()
@@ -83,13 +89,11 @@ def main() -> None:
                     one = kind(base, folder, tokens)
                     found = _measured(one.step, 1, tokens, options.steps)
                     results["measured"].append({"base": base.name, "side": side, **found})
+                    path.write_text(json.dumps(results, indent=1) + "\n")
                     del one
             _emptied()
     results["ratios"] = _ratios(results["measured"])
     results["load_after"] = load()
-    name = f"tune-gpu-{datetime.now(UTC):%Y-%m-%d}{'-quick' if options.quick else ''}.json"
-    path = options.out or RESULTS / name
-    path.parent.mkdir(exist_ok=True, parents=True)
     path.write_text(json.dumps(results, indent=1) + "\n")
     _print(results)
 
@@ -98,6 +102,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=12, help="measured steps of each side")
     parser.add_argument("--short", action="store_true", help="the shortest steps alone")
+    parser.add_argument("--base", help="one base alone, as 8B; else all")
     parser.add_argument("--weights", type=Path, help="a folder of models by name, if there is one")
     parser.add_argument("--quick", action="store_true", help="a tiny model: does it run at all?")
     parser.add_argument("--out", type=Path, help="where the result goes; else to results/")
@@ -124,20 +129,18 @@ def _written(base: Base, kept: Path | None) -> Iterator[Path]:
         yield Path(made)
 
 
-def _packed(base: Base, folder: Path, steps: int) -> list[Figures]:
+def _packed(base: Base, folder: Path, steps: int) -> Iterator[Figures]:
     """All trials on one copy of the base; each set of them comes, is measured, and goes."""
     host = Host(base, folder)
     sets = [(count, tokens, False) for tokens in base.tokens for count in (1, *base.trials)]
     sets += [(base.trials[-1], tokens, True) for tokens in base.tokens]
-    measured = []
     for count, tokens, mixed in sets:
         _emptied()
         trials = Packed(host, folder, count, tokens, mixed=mixed)
         side = "packed, ranks and rates differ" if mixed else "packed"
         found = _measured(trials.step, count, tokens, steps)
-        measured.append({"base": base.name, "side": side, **found})
         trials.end()
-    return measured
+        yield {"base": base.name, "side": side, **found}
 
 
 def _measured(step: Callable[[], float], trials: int, tokens: int, steps: int) -> Figures:
