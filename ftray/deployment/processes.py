@@ -81,12 +81,20 @@ def _output(pid: int, number: int) -> str:
 
 
 def _wait(standing: Standing, seconds: float) -> list[psutil.Process]:
+    """Return what has not ended by then; one that is ending tells no longer whose it is."""
     end = time.monotonic() + seconds
-    while left := ours(standing):
-        if time.monotonic() > end:
-            break
+    left = set(ours(standing))
+    while left and time.monotonic() < end:
         time.sleep(0.2)
-    return left
+        left = {one for one in left | set(ours(standing)) if _is_alive(one)}
+    return list(left)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:

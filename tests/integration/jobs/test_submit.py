@@ -75,6 +75,9 @@ def test_what_the_cluster_cannot_hold_is_refused_with_the_reason(
         assert "--wait" in caught.value.hint
     finally:
         jobs.stop(admitted.address, "holder")
+        until_over(admitted.address, "holder")
+        while len(jobs.holdings(admitted.address)) > 0:  # its place is free a moment later
+            time.sleep(0.2)
     assert jobs.find(admitted.address, "sent") is None
 
 
