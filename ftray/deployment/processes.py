@@ -70,7 +70,7 @@ def _in_session(process: psutil.Process, standing: Standing) -> bool:
     head = standing.head
     if head is None or os.getsid(process.pid) != head.pid:
         return False
-    return head.is_alive or not psutil.pid_exists(head.pid)  # else the number is another's now
+    return head.keeps_pid or not psutil.pid_exists(head.pid)  # else the number is another's now
 
 
 def _output(pid: int, number: int) -> str:

@@ -22,10 +22,16 @@ class Process:
     def is_alive(self) -> bool:
         """Whether it still runs."""
         try:
-            found = psutil.Process(self.pid)
-            if found.status() == psutil.STATUS_ZOMBIE:
-                return False
-            return bool(abs(found.create_time() - self.created) < 1.0)
+            has_ended = psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+        return not has_ended and self.keeps_pid
+
+    @property
+    def keeps_pid(self) -> bool:
+        """Whether its number is still its own: it runs, or has ended and nobody asked how."""
+        try:
+            return bool(abs(psutil.Process(self.pid).create_time() - self.created) < 1.0)
         except psutil.Error:
             return False
 

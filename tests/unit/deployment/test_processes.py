@@ -96,8 +96,10 @@ def test_a_child_that_has_lost_its_mark_is_known_by_the_session_of_the_head(
     started = with_head(up, head.pid)
     wait_for(lambda: len(ours(started)) == 2)
     head.kill()  # as the system does with what takes too much memory
+    wait_for(lambda: not started.head.is_alive)  # and nobody has asked how it ended
+    assert [process.name() for process in ours(started)] == ["sleep"]
     head.wait(5)
-    wait_for(lambda: [process.name() for process in ours(started)] == ["sleep"])
+    assert [process.name() for process in ours(started)] == ["sleep"]
     assert end_all(started) == 0
     assert ours(started) == []
 
