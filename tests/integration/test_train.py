@@ -122,7 +122,7 @@ def test_the_loss_curve_does_not_depend_on_workers_and_micro_batches(
     ],
 )
 def test_each_method_learns_and_publishes(name: str, changes: list[str], workplace: Path) -> None:
-    run = trained(workplace, name, *changes)
+    run = trained(workplace, name, *changes, "train.max_steps=6", "checkpoint.every_steps=6")
     assert eval_losses(run)[-1] < losses(run)[0]
     assert registry.resolve(run.root, name).ref == f"{name}@1"
 
