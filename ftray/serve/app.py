@@ -28,6 +28,7 @@ from ftray.serve.spans import open_spans
 
 APPLICATION = "ftray"
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")  # the edge has its own log
+_CARRIERS = 1  # Serve counts one call more than requests: it carries the answers of all of them
 _INGRESS_REQUESTS = 2000  # at once; engines refuse much earlier, and say so in JSON
 
 
@@ -46,7 +47,7 @@ def application(args: ServeConfig, api: Any, *behind: Application) -> Applicatio
         autoscaling_config={
             "min_replicas": replicas.min,
             "max_replicas": replicas.max,
-            "target_ongoing_requests": replicas.target_requests,
+            "target_ongoing_requests": replicas.target_requests + _CARRIERS,
             "upscale_delay_s": replicas.upscale_seconds,
             "downscale_delay_s": replicas.downscale_seconds,
         },

@@ -23,7 +23,7 @@ def growing(zoo, tmp_path):
         "engine.kv_gib=0.2",
         "engine.threads=1",
         "replicas.max=2",
-        "replicas.target_requests=2",
+        "replicas.target_requests=4",
         "replicas.upscale_seconds=1",
         "replicas.downscale_seconds=5",
         "replicas.drain_seconds=60",
