@@ -3,7 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from ftray import jobs
-from ftray.jobs import SERVING, JobSpec
+from ftray.jobs import JobSpec
+from ftray.machines import freed, nodes_at
 from ftray.service.launcher import Room, Seen
 
 
@@ -29,14 +30,13 @@ class RayLauncher:
         jobs.stop(self._address, id)
 
     def room(self, ours: Collection[str]) -> Room:
-        """Sum up the machines, less what serving and other jobs hold of them."""
-        machines = jobs.capacities(self._address)
-        held = [one for one in jobs.holdings(self._address) if one.submission not in ours]
-        serving = [one for one in held if one.by == SERVING]
-        cpus, gpus = sum(one.cpus for one in machines), sum(one.gpus for one in machines)
+        """Sum up the machines: what is free of them and what ours hold, and all but serving's."""
+        machines = nodes_at(self._address)
+        own = [held for node in machines for held in node.held if held.submission in ours]
+        most = freed(machines)
         return Room(
-            cpus - sum(one.cpus for one in held),
-            gpus - sum(one.gpus for one in held),
-            cpus - sum(one.cpus for one in serving),
-            gpus - sum(one.gpus for one in serving),
+            sum(node.cpus for node in machines) + sum(held.cpus for held in own),
+            sum(node.gpus for node in machines) + sum(held.gpus for held in own),
+            sum(node.cpus for node in most),
+            sum(node.gpus for node in most),
         )

@@ -1,6 +1,5 @@
 """Takes jobs from the queue: in fair order, as many as may be at work and the cluster holds."""
 
-import logging
 import time
 from collections.abc import Sequence
 
@@ -15,8 +14,6 @@ from ftray.service.leases import Lease
 from ftray.service.queue import Busy, Queue, Shares, Waiting
 from ftray.service.shares import is_full
 from ftray.service.tables import JobRow
-
-logger = logging.getLogger(__name__)
 
 _ROOM_SECONDS = 5.0  # so old may what is known of others' use be; that of jobs is counted here
 
