@@ -140,17 +140,7 @@ def test_4_bit_weights_agree_on_cpu_and_gpu_but_for_ties() -> None:
 
 
 def test_a_run_through_ray_takes_the_gpu_and_reports_mfu(tiny_folder: Path, tmp_path: Path) -> None:
-    lines = [{"prompt": f"say {i}", "completion": f"it is {i}"} for i in range(64)]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "run.yaml").write_text(f"""
-name: gpu
-model: {{name: {tiny_folder}}}
-adapter: {{method: qlora, rank: 8}}
-data: {{train: train.jsonl, eval: train.jsonl, format: prompt_completion, max_length: 128}}
-train: {{max_steps: 6, global_batch_size: 4, learning_rate: 5.0e-3}}
-storage: root
-""")
-    result = commands.train(str(tmp_path / "run.yaml"))
+    result = commands.train(run_file(tiny_folder, tmp_path), [f"data.eval={tmp_path}/train.jsonl"])
     metrics = runs.read_metrics(result.run)
     assert result.adapter.ref == "gpu@1"
     assert metrics[0]["mfu"] is not None
@@ -163,18 +153,24 @@ storage: root
 def test_two_workers_of_one_machine_train_on_a_gpu_each(
     strategy: str, tiny_folder: Path, tmp_path: Path
 ) -> None:
+    two = ["scaling.num_workers=2", f"scaling.strategy={strategy}"]
+    run = run_file(tiny_folder, tmp_path)
+    result = commands.train(run, [*two, "scaling.step_timeout_seconds=20"])
+    losses = [line["loss"] for line in runs.read_metrics(result.run)]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+
+
+def run_file(tiny_folder: Path, folder: Path) -> str:
+    """A run of six steps over 4 bits, and its rows."""
     lines = [{"prompt": f"say {i}", "completion": f"it is {i}"} for i in range(64)]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "run.yaml").write_text(f"""
-name: two
+    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "run.yaml").write_text(f"""
+name: gpu
 model: {{name: {tiny_folder}}}
 adapter: {{method: qlora, rank: 8}}
 data: {{train: train.jsonl, format: prompt_completion, max_length: 128}}
 train: {{max_steps: 6, global_batch_size: 4, learning_rate: 5.0e-3}}
-scaling: {{num_workers: 2, strategy: {strategy}, step_timeout_seconds: 20}}
 storage: root
 """)
-    result = commands.train(str(tmp_path / "run.yaml"))
-    losses = [line["loss"] for line in runs.read_metrics(result.run)]
-    assert len(losses) == 6
-    assert losses[-1] < losses[0]
+    return str(folder / "run.yaml")
