@@ -28,7 +28,8 @@ from queue import SimpleQueue
 import torch
 from machine import describe, load
 from scaling_forecast import FORECASTS, compared, forecast
-from scaling_kinds import ON_CPUS, ON_GPUS, Kind, Sizes, on_gpus, write_model, write_rows
+from scaling_kinds import ON_CPUS, ON_GPUS, Kind, Sizes, on_gpus, write_rows
+from scaling_models import write_model
 from scaling_runs import FailedError, Figures, measured, survived
 from scaling_tables import print_tables
 

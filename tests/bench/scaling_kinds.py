@@ -1,4 +1,4 @@
-"""What scaling.py trains: kinds of runs, models with random weights, rows that fill their packs."""
+"""What scaling.py trains: kinds of runs, shapes of models, rows that fill their packs."""
 
 import json
 import random
@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ftray.config.base import validated
 from ftray.config.run import RunConfig
@@ -48,10 +46,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
     },
 }
-_TEMPLATE = (
-    "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -90,6 +84,7 @@ class Kind:
                 "global_batch_size": sizes.most * self.micro,
                 "micro_batch_size": self.micro,
                 "schedule": "constant",
+                "compile": on_gpus(),  # short runs too: users' are long
             },
             "scaling": {
                 "num_workers": sizes.workers,
@@ -118,7 +113,7 @@ ON_GPUS = (
     Kind("qlora", "fsdp", "8B", 4, 2048),
     Kind("full", "fsdp", "1.5B", 4, 2048),
     Kind("full", "fsdp", "8B", 2, 2048, least=2),
-    Kind("lora", "fsdp", "70B", 1, 2048, least=2),
+    Kind("lora", "fsdp", "70B", 4, 2048, least=2),
 )
 ON_CPUS = (
     Kind("lora", "ddp", "tiny", 2, 128),
@@ -132,19 +127,6 @@ def on_gpus() -> bool:
     return torch.cuda.device_count() > 1
 
 
-def write_model(shape: str, folder: Path) -> None:
-    """Write random weights, in bf16 for GPUs, with a tokenizer of one byte a token."""
-    where = torch.device("cuda" if on_gpus() else "cpu")
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16 if where.type == "cuda" else torch.float32)
-    with where:
-        config = LlamaConfig(**SHAPES[shape], tie_word_embeddings=False)
-        model = LlamaForCausalLM(config)
-    torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
-
-
 def write_rows(count: int, length: int, file: Path) -> None:
     """Write rows of one pack each, less some characters: words that come again and again."""
     draw = random.Random(0)
@@ -154,15 +136,3 @@ def write_rows(count: int, length: int, file: Path) -> None:
         for number in range(count):
             answer = " ".join(draw.choices(words, k=fill))
             out.write(json.dumps({"prompt": f"row {number}", "completion": answer}) + "\n")
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    special = ["<|pad|>", "<|start|>", "<|end|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate([*special, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
-    named = {"pad_token": "<|pad|>", "bos_token": "<|start|>", "eos_token": "<|end|>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=_TEMPLATE, **named)

@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
 from machine import describe
-from scaling_kinds import on_gpus, write_model
+from scaling_kinds import on_gpus
+from scaling_models import write_model
 from torch.profiler import ProfilerActivity, profile
 
 from ftray.config.base import validated

@@ -23,7 +23,8 @@ from machine import describe, load
 from rich.console import Console
 from rich.table import Table
 from scaling import ENV, PACKAGES
-from scaling_kinds import on_gpus, write_model, write_rows
+from scaling_kinds import on_gpus, write_rows
+from scaling_models import write_model
 from watch import run_command
 
 RESULTS = Path(__file__).with_name("results")
