@@ -11,6 +11,7 @@ from ftray.config.run import ModelConfig
 from ftray.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+BasePrecision = Literal["same", "nf4", "int8"]
 _HINT = "a file like deploy/serve.yaml, as `serve deploy` takes it"
 
 
@@ -45,8 +46,8 @@ class EngineConfig(Config):
     """Prompt tokens between two steps of the running answers: more starts sooner, and stalls."""
     max_length: PositiveInt | None = None
     """Tokens of prompt and answer together; null: what the model was made for."""
-    base_precision: Literal["same", "nf4"] = "same"
-    """nf4: the base in 4 bits, as QLoRA trains over; a quarter of the memory, slower."""
+    base_precision: BasePrecision = "same"
+    """nf4: the base in 4 bits, as QLoRA trains over; int8: in 8, and its inputs too."""
     pinned: list[str] = Field(default_factory=list)
     """Adapters (name, name@3, name@alias) that are loaded at the start and never evicted."""
     num_gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
@@ -59,7 +60,9 @@ class EngineConfig(Config):
     @model_validator(mode="after")
     def _vllm_holds_the_base_as_it_is(self) -> Self:
         if self.kind == "vllm" and self.base_precision != "same":
-            raise ValueError("base_precision=nf4 is of kind=embedded: vLLM rounds otherwise")
+            raise ValueError(
+                f"base_precision={self.base_precision} is of kind=embedded: vLLM rounds otherwise"
+            )
         return self
 
 

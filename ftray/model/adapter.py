@@ -12,11 +12,14 @@ from ftray.config.run import AdapterConfig, FullConfig, LoraConfig, QloraConfig
 from ftray.errors import ModelError, did_you_mean
 from ftray.model.base import output_layer
 from ftray.model.fp8 import Fp8Linear, check_products, fits_fp8, multiplies_fp8
+from ftray.model.int8 import Int8Linear
 from ftray.model.lora import Routing, Slot, StackedLoraLinear
 from ftray.model.nf4 import Nf4Linear
+from ftray.model.packed import PackedLinear
 
 PEFT_PREFIX = "base_model.model."
 _SEVERAL = 8  # names that an error lists
+_LINEAR = (nn.Linear, Nf4Linear, Fp8Linear, Int8Linear, PackedLinear)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def decoder_linears(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | Nf4Linear | Fp8Linear) and layer is not head
+        if isinstance(layer, _LINEAR) and layer is not head
     }
 
 

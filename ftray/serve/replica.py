@@ -140,8 +140,8 @@ def _engine(config: ServeConfig) -> Engine:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.engine.kind == "vllm":
         return VllmEngine(folder, config.model, _vllm_options(config.engine), device)
-    is_nf4 = config.engine.base_precision == "nf4"
-    return EmbeddedEngine(folder, config.model, _limits(config.engine), device, nf4=is_nf4)
+    limits, precision = _limits(config.engine), config.engine.base_precision
+    return EmbeddedEngine(folder, config.model, limits, device, precision)
 
 
 def _vllm_options(engine: EngineConfig) -> VllmOptions:

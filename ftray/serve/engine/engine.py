@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ftray.config.run import ModelConfig
+from ftray.config.serve import BasePrecision
 from ftray.errors import ServeError, first_line
 from ftray.serve.ends import ends_of
 from ftray.serve.engine.bank import AdapterBank
@@ -47,11 +48,10 @@ class EmbeddedEngine:
         model: ModelConfig,
         limits: EngineLimits,
         device: torch.device,
-        *,
-        nf4: bool = False,
+        precision: BasePrecision = "same",
     ) -> None:
         self._folder, self._model, self._limits, self._device = folder, model, limits, device
-        self._nf4 = nf4
+        self._precision = precision
         self._bank = AdapterBank(limits, self._read, self._publish_adapter, self._remove_adapter)
         self._ledger = Ledger(self._bank.release)
         self._cancelled, self._is_draining = 0, False
@@ -69,7 +69,7 @@ class EmbeddedEngine:
             kind="embedded",
             model=self._model.name,
             max_length=self.max_length,
-            dtype=f"nf4, computed in {dtype}" if self._nf4 else dtype,
+            dtype=dtype if self._precision == "same" else f"{self._precision}, computed in {dtype}",
             is_deterministic=is_exact,
             notes=self._core.notes if is_exact else (*self._core.notes, _BATCH_NOTE),
         )
@@ -167,7 +167,7 @@ class EmbeddedEngine:
         self._ledger.end()
 
     def _build(self) -> Core:
-        base = load_served(self._folder, self._model, self._device, nf4=self._nf4)
+        base = load_served(self._folder, self._model, self._device, self._precision)
         return build_core(base, self._limits, self._tell_loop)
 
     @property

@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from ftray.config.run import ModelConfig
+from ftray.config.serve import BasePrecision
 from ftray.model.export import load_with_peft
 from ftray.serve.engine.engine import EmbeddedEngine
 from ftray.serve.engine.limits import EngineLimits
@@ -102,11 +103,15 @@ class Client:
 
 @asynccontextmanager
 async def run_engine(
-    folder: Path, limits: EngineLimits | None = None, *, nf4: bool = False, dtype: str = "float32"
+    folder: Path,
+    limits: EngineLimits | None = None,
+    *,
+    precision: BasePrecision = "same",
+    dtype: str = "float32",
 ) -> AsyncIterator[Client]:
     limits = limits or EngineLimits(threads=1)
     model = ModelConfig.model_validate({"name": str(folder), "dtype": dtype})
-    engine = EmbeddedEngine(folder, model, limits, CPU, nf4=nf4)
+    engine = EmbeddedEngine(folder, model, limits, CPU, precision)
     client = Client(engine, await engine.start())
     reader = asyncio.create_task(client.read())
     try:

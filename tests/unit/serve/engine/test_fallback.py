@@ -90,17 +90,34 @@ def test_other_caches_answer_as_plain_generate_does(make, note, tiny_folder, tmp
     go(scene())
 
 
-def test_a_base_in_four_bits_serves_adapters(zoo, running, go):
+@pytest.mark.parametrize("precision", ["nf4", "int8"])
+def test_a_rounded_base_serves_adapters(zoo, running, go, precision):
     name = zoo.names[0]
 
     async def scene():
-        async with running(zoo.base, EngineLimits(rows=2, threads=1), nf4=True) as client:
+        limits = EngineLimits(rows=2, threads=1)
+        async with running(zoo.base, limits, precision=precision) as client:
             await client.load(zoo)
             mine, other = await asyncio.gather(
                 client.ask(zoo.ask(name)), client.ask(zoo.ask(name, None, "base"))
             )
             assert mine.ids != other.ids
-            assert client.info.dtype == "nf4, computed in float32"
+            assert client.info.dtype == f"{precision}, computed in float32"
+
+    go(scene())
+
+
+def test_over_a_base_in_int8_an_answer_does_not_depend_on_its_company(zoo, running, go):
+    async def scene():
+        limits = EngineLimits(rows=len(zoo.names), threads=1)
+        async with running(zoo.base, limits, precision="int8") as client:
+            assert client.info.is_deterministic
+            await client.load(zoo)
+            alone = [await client.ask(zoo.ask(name, None, f"{name} alone")) for name in zoo.names]
+            wishes = [zoo.ask(name, None, f"{name} in company") for name in zoo.names]
+            together = await asyncio.gather(*map(client.ask, wishes))
+            assert [answer.ids for answer in together] == [answer.ids for answer in alone]
+            assert len({tuple(answer.ids) for answer in alone}) == len(zoo.names)
 
     go(scene())
 
