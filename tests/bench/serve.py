@@ -59,6 +59,7 @@ def main() -> None:
         tokens = 8 if options.quick else 24
         batches = Batches(model, folders, tokens)
         results |= batches.measure(options.rounds)
+        results["seconds"] |= batches.measure_precisions(options.rounds)
         if options.vllm:
             results["seconds"] |= batches.measure_vllm(options.rounds)
         results["http"] = served(folder, model, NAMES, tokens, options.rounds)

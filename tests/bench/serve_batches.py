@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ftray.config.run import ModelConfig
+from ftray.config.serve import BasePrecision
 from ftray.model.export import load_with_peft
 from ftray.serve.engine.engine import EmbeddedEngine
 from ftray.serve.engine.limits import EngineLimits
@@ -23,6 +24,11 @@ CPU = torch.device("cpu")
 THREADS = 2
 PROMPT_TOKENS = 16
 GREEDY = Sampling(temperature=0)
+PRECISIONS: list[tuple[str, str, BasePrecision]] = [
+    ("bf16", "bfloat16", "same"),
+    ("int8", "float32", "int8"),
+    ("nf4", "float32", "nf4"),
+]
 Row = tuple[str | None, int]  # the adapter and how many tokens
 Sides = dict[str, Callable[[], Awaitable[None]]]
 
@@ -36,17 +42,29 @@ class Batches:
     def measure(self, rounds: int) -> dict[str, Any]:
         """Return seconds of each side by round, and the ratios that are aimed at."""
         torch.set_num_threads(THREADS)
-        limits = EngineLimits(rows=16, kv_bytes=1 << 29, adapter_bytes=1 << 30, threads=THREADS)
-        engine = EmbeddedEngine(self._model, self._config, limits, CPU)
+        engine = EmbeddedEngine(self._model, self._config, self._limits, CPU)
         others = self._peft_sides(_Peft(self._model, self._folders))
         seconds = asyncio.run(self._rounds("engine", engine, others, rounds))
         return {"seconds": seconds, "ratios": _ratios(seconds), "tokens": self._tokens}
+
+    def measure_precisions(self, rounds: int) -> dict[str, list[float]]:
+        """Return the seconds of engines that keep the base in less, one after another."""
+        seconds: dict[str, list[float]] = {}
+        for name, dtype, precision in PRECISIONS:
+            model = ModelConfig.model_validate({"name": str(self._model), "dtype": dtype})
+            engine = EmbeddedEngine(self._model, model, self._limits, CPU, precision)
+            seconds |= asyncio.run(self._rounds(f"engine in {name}", engine, {}, rounds))
+        return seconds
 
     def measure_vllm(self, rounds: int) -> dict[str, list[float]]:
         """Return the same seconds of a vLLM server that has both cores for itself."""
         options = VllmOptions(kv_bytes=1 << 30, adapter_bytes=1 << 30, largest_rank=16)
         engine = VllmEngine(self._model, self._config, options, CPU)
         return asyncio.run(self._rounds("vLLM", engine, {}, rounds))
+
+    @property
+    def _limits(self) -> EngineLimits:
+        return EngineLimits(rows=16, kv_bytes=1 << 29, adapter_bytes=1 << 30, threads=THREADS)
 
     @property
     def _config(self) -> ModelConfig:
