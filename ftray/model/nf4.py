@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from bitsandbytes.functional import QuantState
 
 BLOCK = 64  # weights that share one scale
+STORED = torch.bfloat16  # of which each number is four weights; never computed with
 _SCALE_BLOCK = 256  # scales that share one scale of their own, with double quantization
 
 
 class Nf4Linear(nn.Module):
     """x·Wᵀ + bias with W in 4 bits; gradients reach x only.
 
-    `weight` is uint8 [out, in/2], two weights a byte: FSDP2 shards it along dim 0 like any other.
-    Of a layer without its weight (device `meta`) it has none either, nor scales, until `quantize`.
+    `weight` is [out, in/4], two weights a byte. Its bytes go by the name of a floating point dtype,
+    `STORED`, since FSDP2 shards nothing else until torch 2.12; it does so along dim 0. Of a layer
+    without its weight (device `meta`) it has none either, nor scales, until `quantize`.
     """
 
     def __init__(self, linear: nn.Linear, *, double_quantization: bool) -> None:
@@ -32,7 +34,7 @@ class Nf4Linear(nn.Module):
         self.scales: tuple[str, ...] = ()
         dense = linear.weight.detach()
         if dense.is_meta:
-            packed = dense.new_empty(self.out_features, self.in_features // 2, dtype=torch.uint8)
+            packed = dense.new_empty(self.out_features, self.in_features // 4, dtype=STORED)
         else:
             packed = self.quantize(dense)
         self.weight = nn.Parameter(packed, requires_grad=False)
@@ -41,7 +43,7 @@ class Nf4Linear(nn.Module):
             self.bias.requires_grad_(False)
 
     def quantize(self, dense: Tensor) -> Tensor:
-        """Take over the scales of a weight [out, in]; returns it packed [out, in/2]."""
+        """Take over the scales of a weight [out, in]; returns it packed [out, in/4]."""
         from bitsandbytes.functional import quantize_4bit
 
         packed, state = quantize_4bit(
@@ -51,7 +53,7 @@ class Nf4Linear(nn.Module):
             quant_type="nf4",
         )
         self.scales = _register(self, state)
-        packed_rows: Tensor = packed.view(self.out_features, -1)
+        packed_rows: Tensor = packed.view(self.out_features, -1).view(STORED)
         return packed_rows
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,8 +117,8 @@ def _product(x: Tensor, packed: Tensor, scales: list[Tensor], *, backward: bool)
 
 @_product.register_fake
 def _(x: Tensor, packed: Tensor, scales: list[Tensor], *, backward: bool) -> Tensor:
-    out, half = packed.shape
-    return x.new_empty((*x.shape[:-1], 2 * half if backward else out))
+    out, quarter = packed.shape
+    return x.new_empty((*x.shape[:-1], 4 * quarter if backward else out))
 
 
 def _dequantized(
@@ -128,8 +130,8 @@ def _dequantized(
         absmax = offset + torch.ops.bitsandbytes.dequantize_blockwise(
             absmax, absmax_absmax, code, _SCALE_BLOCK, torch.float32
         )
-    out, half = packed.shape
+    out, quarter = packed.shape
     dense: Tensor = torch.ops.bitsandbytes.dequantize_4bit(
-        packed.view(-1, 1), absmax, BLOCK, "nf4", [out, 2 * half], dtype
+        packed.view(torch.uint8).view(-1, 1), absmax, BLOCK, "nf4", [out, 4 * quarter], dtype
     )
     return dense

@@ -69,7 +69,7 @@ class _Reader:
             self._empty[module] = {part: empty for part, empty in parts if empty.is_meta}
             for part, empty in self._empty[module].items():
                 if empty not in made:  # else it is tied to one before it
-                    values = self._values(module, self._blank.tensor_of(path, part), empty)
+                    values = self._values(module, part, self._blank.tensor_of(path, part))
                     made[empty] = nn.Parameter(values, requires_grad=False)
                 setattr(module, part, made[empty])
 
@@ -78,8 +78,8 @@ class _Reader:
             for part, empty in self._empty.pop(module).items():
                 setattr(module, part, empty)
 
-    def _values(self, module: nn.Module, tensor: str, empty: Tensor) -> Tensor:
+    def _values(self, module: nn.Module, part: str, tensor: str) -> Tensor:
         dense = self._blank.weights.whole(tensor).to(self._device, self._blank.dtype)
-        if isinstance(module, Nf4Linear) and empty.dtype == torch.uint8:
+        if isinstance(module, Nf4Linear) and part == "weight":
             return module.quantize(dense)
         return self._changes[tensor](dense) if tensor in self._changes else dense

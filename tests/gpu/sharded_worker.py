@@ -56,8 +56,9 @@ def trained(folder: Path, adapter: dict[str, Any], place: Place, *, compiled: bo
 
 
 def digest(values: Tensor) -> list[float]:
-    """Two sums that tell any two tensors of these tests apart."""
-    whole = (values.full_tensor() if isinstance(values, DTensor) else values).double().flatten()
+    """Two sums over its bytes that tell any two tensors of these tests apart."""
+    whole = values.full_tensor() if isinstance(values, DTensor) else values
+    whole = whole.flatten().view(torch.uint8).double()
     return [
         whole.sum().item(),
         (whole * torch.arange(len(whole), device=whole.device)).sum().item(),

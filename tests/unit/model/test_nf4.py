@@ -46,8 +46,14 @@ def test_weights_are_dequantized_as_bitsandbytes_does(double):
 def test_weights_take_half_a_byte():
     quantized = Nf4Linear(linear(), double_quantization=True)
 
-    assert quantized.weight.dtype == torch.uint8
-    assert quantized.weight.shape == (96, 64)
+    assert quantized.weight.nbytes == 96 * 128 / 2
+
+
+def test_packed_weights_are_kept_as_what_fsdp_of_torch_2_11_shards():
+    """It makes each shard a parameter that wants gradients first, which integers refuse."""
+    quantized = Nf4Linear(linear(), double_quantization=True)
+
+    assert nn.Parameter(quantized.weight.detach()).requires_grad
 
 
 def test_nothing_but_packed_weights_is_kept_for_the_backward_pass():
