@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,7 +57,8 @@ logger = logging.getLogger("scaling")
 
 def main() -> None:
     options = _options()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it started ends with it
     os.environ.update(ENV)
     device = "cuda" if on_gpus() else "cpu"
     results: Figures = {
@@ -196,6 +198,7 @@ class Bench:
                 losses = expected.result()["losses"]
         except FailedError as error:
             return {"failed": str(error)}
+        logger.info("%s: survived", config.name)
         pairs = zip(losses, found["losses"], strict=True)
         found["largest_difference"] = max(abs(a - b) / abs(a) for a, b in pairs)
         found["is_same"] = found["largest_difference"] <= SAME[self.device]
@@ -221,6 +224,7 @@ class Bench:
             writer = get_context("spawn").Process(target=write_model, args=(shape, folder))
             writer.start()
             writer.join()
+            logger.info("%s: written", folder.name)
         return self._models[shape]
 
     def _rows(self, kind: Kind) -> Path:
