@@ -114,6 +114,9 @@ class TrainConfig(Config):
     compile: bool | Literal["auto"] = "auto"
     """torch.compile per layer: fused kernels, after up to a minute of compiling. auto: on a GPU,
     unless `max_steps` is below 20."""
+    graphs: bool | Literal["auto"] = "auto"
+    """Record a micro-batch's layers as CUDA graphs and replay them, for memory that is held for
+    good. auto: compiled layers on a GPU, where launches take longer than products, if it fits."""
     objective: Literal["speed", "memory"] = "speed"
     """What `auto` settles for: the fastest micro-batch that fits, or the least memory at which a
     GPU is still busy. memory also leaves frozen input embeddings in the host's memory."""
@@ -235,6 +238,21 @@ class RunConfig(Config):
         is_full = isinstance(self.adapter, FullConfig)
         return "fsdp" if is_full and self.scaling.most_workers > 1 else "ddp"
 
+    @property
+    def graphs_obstacle(self) -> str:
+        """Which setting keeps passes from being captured as CUDA graphs; empty if none does."""
+        if not self.data.packing:
+            return "rows of many lengths need data.packing=true"
+        if self.strategy == "fsdp":
+            return "sharded weights (scaling.strategy=fsdp) are gathered between layers"
+        if self.model.attention == "eager":
+            return "model.attention=eager makes masks from what the GPU holds"
+        if self.train.compile is False:
+            return "layers are not compiled (train.compile=false)"
+        if self.train.objective == "memory":
+            return "train.objective=memory, and graphs hold theirs for good"
+        return ""
+
     @model_validator(mode="before")
     @classmethod
     def _lora_unless_said(cls, tree: Any) -> Any:
@@ -274,6 +292,12 @@ class RunConfig(Config):
                 raise ValueError(
                     "adapter.base_precision=fp8 computes in bfloat16: leave model.dtype"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _graphs_can_be_captured(self) -> Self:
+        if self.train.graphs is True and self.graphs_obstacle:
+            raise ValueError(f"train.graphs=true: {self.graphs_obstacle}; set train.graphs=auto")
         return self
 
     @model_validator(mode="after")

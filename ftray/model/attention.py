@@ -45,21 +45,34 @@ def set_attention(model: PreTrainedModel, name: str) -> str:
 
 
 def documents_of(model: PreTrainedModel, position_ids: Tensor) -> dict[str, Any]:
-    """What the attention of this model has to be told about a batch [rows, length].
-
-    Nothing where each row is one document. No document is longer than a row, and to look for the
-    longest would be to wait for the GPU, where position ids are there.
-    """
+    """What the attention of this model has to be told about a batch [rows, length]."""
     if model.config._attn_implementation != DOCUMENTS:
         return {}
+    bounds = bounds_of(position_ids)
+    if bounds is None:
+        return {}
+    return told_of(to_device(bounds, model.device), position_ids.shape[1])
+
+
+def bounds_of(position_ids: Tensor) -> Tensor | None:
+    """Where the documents of a batch [rows, length] start, and where the last one ends.
+
+    int32 [documents + 1]; None where each row is one document: attention is told nothing then.
+    """
     flat = position_ids.flatten()
     starts = (flat == 0).nonzero().squeeze(1)
     if len(starts) == len(position_ids):
-        return {}
-    ends = torch.cat([starts, starts.new_tensor([len(flat)])]).int()
-    ends = to_device(ends, model.device)
-    torch._dynamo.mark_dynamic(ends, 0)  # else each number of documents would be compiled anew
-    return {"cu_seq_lens_q": ends, "max_length_q": position_ids.shape[1]}
+        return None
+    return torch.cat([starts, starts.new_tensor([len(flat)])]).int()
+
+
+def told_of(bounds: Tensor, length: int) -> dict[str, Any]:
+    """What attention has to be told of documents in rows of `length`; bounds are on its device.
+
+    No document is longer than a row, and to look for the longest would be to wait for the GPU.
+    """
+    torch._dynamo.mark_dynamic(bounds, 0)  # else each number of documents would be compiled anew
+    return {"cu_seq_lens_q": bounds, "max_length_q": length}
 
 
 def attend(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,10 +53,13 @@ class LanguageModel(nn.Module):
         without labels gives a 0 whose gradient is 0, so that collectives stay in step. Labels and
         positions may be on the CPU: then a GPU is not waited for to count them.
         """
-        flat, device = labels.flatten(), input_ids.device
+        return self.loss_of(decoder_states(self.model, input_ids, position_ids), labels)
+
+    def loss_of(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The loss of `forward`, from the decoder's states [batch, seq, hidden]."""
+        flat, device = labels.flatten(), hidden.device
         chosen = (flat != IGNORED).nonzero().squeeze(1)  # [labelled]
         targets, chosen = to_device(flat[chosen], device), to_device(chosen, device)
-        hidden = decoder_states(self.model, input_ids, position_ids)  # [batch, seq, hidden]
         head, hidden = output_layer(self.model), hidden.flatten(0, 1).index_select(0, chosen)
         return linear_cross_entropy(
             hidden, head.weight, head.bias, targets, compiled=self.is_compiled
@@ -175,9 +178,16 @@ def decoder_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tens
     given and no cache is made; any mask, or its default cache, lets them attend across silently.
     """
     apart = documents_of(model, position_ids)
+    return told_states(model, input_ids, to_device(position_ids, input_ids.device), apart)
+
+
+def told_states(
+    model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, apart: dict[str, Any]
+) -> Tensor:
+    """The same, of tensors on the model's device, where its attention is told what is apart."""
     states: Tensor = decoder(model)(
         input_ids=input_ids,
-        position_ids=to_device(position_ids, input_ids.device),
+        position_ids=position_ids,
         attention_mask=None,
         use_cache=False,
         **apart,

@@ -117,6 +117,20 @@ def _llama_linear(hidden: int, intermediate: int, query: int, key: int) -> Linea
     }
 
 
+def flops_per_token(shape: ModelShape, length: int, *, frozen_base: bool) -> float:
+    """FLOPs of forward and backward for one token in a row of `length` tokens.
+
+    2N forward, 2N for the gradients of activations, and 2N for those of the weights unless the
+    base is frozen (Kaplan et al. 2020, arXiv:2001.08361, section 2.1; N counts the matrices that
+    a token is multiplied with, so the output embedding but not the input's). Attention adds
+    2·2·length·heads·head_dim a layer forward, halved by causality, and twice that backward.
+    """
+    matrices = shape.layers * sum(i * o for i, o in shape.linear.values())
+    matrices += shape.vocab * shape.hidden
+    attention = 2.0 * length * shape.heads * shape.head_dim * shape.layers
+    return matrices * (4.0 if frozen_base else 6.0) + 3.0 * attention
+
+
 BUILTIN_SHAPE = ModelShape(
     layers=30,
     hidden=576,

@@ -15,6 +15,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def overwrite(kept: Tensor, tensor: Tensor) -> None:
+    """Copy a tensor from the host into one that is there already, and wait for nothing either."""
+    kept.copy_(tensor.pin_memory() if kept.is_cuda else tensor, non_blocking=True)
+
+
 def kept_on_host(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor's values in the host's memory, as a tensor of `device`, which takes none of its own.
 

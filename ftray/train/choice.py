@@ -1,9 +1,10 @@
 """What `auto` settles for: micro-batch and recomputation, from shapes and memory (no torch)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ftray.config.run import RunConfig
 from ftray.model.shape import ModelShape
+from ftray.train.launches import graphs_pay
 from ftray.train.memory import GIB, Memory, Worker, estimate
 
 
@@ -15,9 +16,27 @@ class Choice:
     recompute: bool
     memory: Memory | None
     reason: str
+    graphs: bool = False
 
 
 def settle(config: RunConfig, shape: ModelShape | None, worker: Worker) -> Choice:
+    """Resolve what is `auto` in `train`: micro-batch, recomputation, then graphs, if they fit."""
+    choice = _settled(config, shape, worker)
+    if shape is None or worker.memory is None or worker.device == "cpu":
+        return replace(choice, graphs=config.train.graphs is True)
+    pays, why = graphs_pay(config, shape, choice.micro)
+    if not pays or config.train.graphs is True:
+        return replace(choice, graphs=pays, reason=f"{choice.reason}; {why}")
+    captured = config.model_copy(update={"train": config.train.model_copy(update={"graphs": True})})
+    memory = _estimated(captured, shape, worker, choice.micro, recompute=choice.recompute)
+    if memory.peak > worker.memory:
+        why = f"no graphs, which would take it to {memory.peak / GIB:.1f} GiB"
+        return replace(choice, reason=f"{choice.reason}; {why}")
+    why = f"{why}, {memory.peak / GIB:.1f} GiB with them"
+    return replace(choice, graphs=True, memory=memory, reason=f"{choice.reason}; {why}")
+
+
+def _settled(config: RunConfig, shape: ModelShape | None, worker: Worker) -> Choice:
     """Resolve `train.micro_batch_size` and `train.activation_checkpointing`.
 
     For speed: the least expected time that fits, and of what is within 2 % of it the least memory.

@@ -141,7 +141,7 @@ def _prepare(work: Work) -> _Training:
     if place.is_first:
         _log_to_file(work.run)
     folder = fetch(config.model, work.run.root)
-    trainee = build_trainee(config, folder, place, work.run.root)
+    trainee = build_trainee(config, folder, place, work.run.root, graphs_pay=work.graphs)
     optimizer = build_optimizer(trainee.attached.trainable.values(), config.train)
     intake = Intake(config, work.run, work.feed, is_first=place.is_first)
     evaluation = _evaluation(work, intake, trainee, folder)

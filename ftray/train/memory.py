@@ -33,6 +33,7 @@ class Memory:
     optimizer: int
     activations: int
     logits: int
+    graphs: int  # what captured passes hold beside those that are launched as they are
     snapshot: int  # the state's copy that a save is written from; of a GPU's it is on the host
     overhead: int
     loading: int
@@ -41,6 +42,11 @@ class Memory:
     def parts(self) -> dict[str, int]:
         """What a step holds at once."""
         return {name: size for name, size in asdict(self).items() if name != "loading"}
+
+    @property
+    def allocated(self) -> int:
+        """What CUDA's allocator counts at the peak: what graphs hold is free to it."""
+        return max(sum(self.parts.values()) - self.overhead - self.graphs, self.loading)
 
     @property
     def peak(self) -> int:
@@ -55,6 +61,8 @@ def estimate(config: RunConfig, shape: ModelShape, worker: Worker, micro: int) -
     is_full = isinstance(config.adapter, FullConfig)
     shards = worker.count if config.strategy == "fsdp" else 1
     owned = trained // shards if is_full else trained  # adapters stay whole on every worker
+    activations = _activations(config, shape, tokens, worker)
+    graphs = activations + (owned * _FP32 if is_full else 0)  # its gradients, before they are added
     moment = 1 + 4 / 256 if config.train.optimizer == "adamw_8bit" else _FP32
     moments = round(2 * owned * moment)
     return Memory(
@@ -64,8 +72,9 @@ def estimate(config: RunConfig, shape: ModelShape, worker: Worker, micro: int) -
         adapter=0 if is_full else trained * _FP32,
         gradients=owned * _FP32,
         optimizer=moments,
-        activations=_activations(config, shape, tokens, worker),
+        activations=activations,
         logits=_logits(shape, tokens, element, trains_head=is_full),
+        graphs=graphs if config.train.graphs is True else 0,
         snapshot=owned * _FP32 + moments if worker.device == "cpu" else 0,
         overhead=OVERHEAD[worker.device],
         loading=_loading(config, shape, worker, element),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ftray.model.shape import ModelShape
+from ftray.model.shape import ModelShape, flops_per_token
 
 # Dense bf16 matrix FLOP/s, as the vendors' data sheets state them.
 _PEAK_BF16 = {
@@ -47,17 +47,3 @@ def peak_flops(device_name: str) -> float | None:
     """Return the peak of a device by its name, longest match first; None if it isn't listed."""
     known = sorted(_PEAK_BF16, key=len, reverse=True)
     return next((_PEAK_BF16[name] for name in known if name in device_name), None)
-
-
-def flops_per_token(shape: ModelShape, length: int, *, frozen_base: bool) -> float:
-    """FLOPs of forward and backward for one token in a row of `length` tokens.
-
-    2N forward, 2N for the gradients of activations, and 2N for those of the weights unless the
-    base is frozen (Kaplan et al. 2020, arXiv:2001.08361, section 2.1; N counts the matrices that
-    a token is multiplied with, so the output embedding but not the input's). Attention adds
-    2·2·length·heads·head_dim a layer forward, halved by causality, and twice that backward.
-    """
-    matrices = shape.layers * sum(i * o for i, o in shape.linear.values())
-    matrices += shape.vocab * shape.hidden
-    attention = 2.0 * length * shape.heads * shape.head_dim * shape.layers
-    return matrices * (4.0 if frozen_base else 6.0) + 3.0 * attention

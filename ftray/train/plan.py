@@ -160,6 +160,8 @@ def _shortage(config: RunConfig, worker: Worker, nodes: list[NodesConfig]) -> st
     match config.adapter:
         case LoraConfig(base_precision="fp8") if worker.device == "cpu":
             return "adapter.base_precision=fp8 needs GPUs that multiply 8-bit floats (Hopper)"
+    if config.train.graphs is True and worker.device == "cpu":
+        return "train.graphs=true needs GPUs"
     wanted = 0.0 if worker.device == "cpu" else count * (1.0 if gpus == "auto" else gpus)
     found = sum(node.count * node.gpus for node in nodes)
     if nodes and wanted > found:

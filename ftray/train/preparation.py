@@ -69,7 +69,8 @@ def _plan(
         micro_batch_size=choice.micro,
         threads=_threads(run, allotment),
         attempt=runs.read_status(run).attempts,
-        memory=None if choice.memory is None else choice.memory.peak - choice.memory.overhead,
+        memory=None if choice.memory is None else choice.memory.allocated,
+        graphs=choice.graphs,
     )
     logger.info(
         "%s; %d steps of %d × %d packs on %s",

@@ -77,12 +77,11 @@ def train_step(
     """
     counts = _counts(work, place.device)
     local_loss = torch.zeros((), dtype=torch.float64, device=place.device)
+    if trainee.graphs is not None:
+        trainee.graphs.begin()
     for micro in work:
         seeds = [row_seed(train.seed, step, position) for position in micro.positions]
-        trainee.attached.routing.seed_rows(seeds)
-        loss = _loss_sum(trainee, micro.batch, place.device) / max(1, counts.label_tokens)
-        loss.backward()
-        local_loss += loss.detach()
+        local_loss += _learned(trainee, micro.batch, seeds, counts.label_tokens, place.device)
     parameters = list(trainee.attached.trainable.values())
     if not trainee.sums_own_gradients:
         sum_gradients(parameters)
@@ -123,6 +122,18 @@ def _counts(work: Sequence[MicroBatch], device: torch.device) -> Counts:
 def _unlabelled(batch: Batch) -> Batch:
     nothing = torch.full_like(batch.labels, NO_LABEL)
     return replace(batch, labels=nothing, label_tokens=0, tokens=0)
+
+
+def _learned(
+    trainee: Trainee, batch: Batch, seeds: list[int], label_tokens: int, device: torch.device
+) -> Tensor:
+    """Add the gradient of a micro-batch's share of the mean loss, and return that share. []"""
+    if trainee.graphs is not None:
+        return trainee.graphs.learn(_lengthened(batch, trainee.row_length), seeds, label_tokens)
+    trainee.attached.routing.seed_rows(seeds)
+    loss = _loss_sum(trainee, batch, device) / max(1, label_tokens)
+    loss.backward()
+    return loss.detach()
 
 
 def _loss_sum(trainee: Trainee, batch: Batch, device: torch.device) -> Tensor:

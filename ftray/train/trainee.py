@@ -4,7 +4,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from ftray.model.blank import Blank, Whole, blank_base
 from ftray.model.fp8 import uncast
 from ftray.model.loss import LanguageModel
 from ftray.model.transfer import kept_on_host
+from ftray.train.capture import CudaRecorder, Graphs, Recorder, is_captured
 from ftray.train.fill import fill
 from ftray.train.memory import compiles, keeps_table_on_host
 from ftray.train.parallel import Place, replicate, shard
@@ -40,6 +41,7 @@ class Trainee:
     sums_own_gradients: bool  # FSDP2 does, for the weights that it shards
     dtype: torch.dtype = torch.float32
     row_length: int | None = None  # shorter rows are padded: compiled kernels are for one length
+    graphs: Graphs | None = None  # through which micro-batches go
 
     @contextmanager
     def precision(self) -> Iterator[None]:
@@ -51,10 +53,13 @@ class Trainee:
             yield
 
 
-def build_trainee(config: RunConfig, folder: Path, place: Place, root: str) -> Trainee:
+def build_trainee(
+    config: RunConfig, folder: Path, place: Place, root: str, *, graphs_pay: bool = False
+) -> Trainee:
     """Load the base model from `folder`, attach the adapter, and spread both over the workers.
 
-    Where weights are sharded each worker reads its own, if the files are such that it can.
+    Where weights are sharded each worker reads its own, if the files are such that it can. With
+    `graphs_pay` the plan would have passes captured, if that can be.
     """
     dtype, full = resolve_dtype(config.model, place.device), isinstance(config.adapter, FullConfig)
     weights, is_sharded = _weights(config, folder, root), config.strategy == "fsdp"
@@ -67,6 +72,7 @@ def build_trainee(config: RunConfig, folder: Path, place: Place, root: str) -> T
     _start_adapter(config, attached, folder, root)
     model = LanguageModel(attached.model, attached.routing)
     compiled, why = is_compiled(config.train, place.device)
+    captured, reason = is_captured(config, attached.model, compiled=compiled, pays=graphs_pay)
     recompute = config.train.activation_checkpointing is True
     if compiled:
         model.compile_layers(recompute=recompute)
@@ -76,18 +82,26 @@ def build_trainee(config: RunConfig, folder: Path, place: Place, root: str) -> T
     if place.is_first:
         _tell(config, base, f"{str(dtype).removeprefix('torch.')} on {place.device}")
         logger.info("train.compile=%s: %s", str(compiled).lower(), why)
+        logger.info("train.graphs=%s: %s", str(captured).lower(), reason)
     replicate(attached.trainable.values())
     if is_sharded:
         shard(model, attached.trainable, compute=dtype if full else None)
     if isinstance(base, Blank):
         _fill(model, base, config, dtype)
-    return Trainee(
+    trainee = Trainee(
         model.train(),
         attached,
         sums_own_gradients=is_sharded and full,
         dtype=dtype,
         row_length=config.data.max_length if compiled and config.data.packing else None,
     )
+    return with_graphs(trainee, CudaRecorder(place.device)) if captured else trainee
+
+
+def with_graphs(trainee: Trainee, recorder: Recorder) -> Trainee:
+    """Have the passes of a model recorded."""
+    trained = trainee.attached.trainable.values()
+    return replace(trainee, graphs=Graphs(trainee.model, trained, trainee.precision, recorder))
 
 
 def _fill(model: LanguageModel, base: Blank, config: RunConfig, dtype: torch.dtype) -> None:

@@ -31,7 +31,8 @@ class Work:
     micro_batch_size: int
     threads: int
     attempt: int
-    memory: int | None = None  # estimated peak of a worker, in bytes, without CUDA's own
+    memory: int | None = None  # estimated peak of a worker's allocator, in bytes
+    graphs: bool = False  # whether they would pay, and fit
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from scaling_kinds import ON_GPUS, SHAPES, Kind, Sizes
 from scaling_runs import Figures
 
-from ftray.model.shape import ModelShape, read_shape
+from ftray.model.shape import ModelShape, flops_per_token, read_shape
 from ftray.train.memory import Worker
-from ftray.train.mfu import flops_per_token, peak_flops
+from ftray.train.mfu import peak_flops
 from ftray.train.traffic import LINKS, Traffic, efficiency, traffic
 
 ASSUMED_MFU = 0.5

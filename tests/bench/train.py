@@ -64,6 +64,16 @@ _SMALL = {
     "max_position_embeddings": 16384,
     "tie_word_embeddings": True,
 }
+_SMOL = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
 _TINY = {
     "vocab_size": 512,
     "hidden_size": 256,
@@ -77,6 +87,7 @@ SHAPES: dict[str, tuple[str, Figures]] = {
     "llama-8b": ("llama", _LLAMA),
     "qwen-7b": ("qwen2", _QWEN),
     "qwen-1.5b": ("qwen2", _SMALL),
+    "smollm2-135m": ("llama", _SMOL),
     "tiny": ("llama", _TINY),
 }
 
@@ -224,6 +235,23 @@ def _packed(name: str, side: str, method: str = "lora", **changed: Any) -> Figur
 _SAVING = {"train.objective": "memory"}
 _LONG: Figures = {"length": 8192, "batch": 4, "micro": 2}
 _SMALL_ONE: Figures = {"shape": "qwen-1.5b", "batch": 16}
+
+
+def _launched_and_captured(name: str, method: str = "lora", **changed: Any) -> list[Figures]:
+    """The same with and without graphs, a row in each of four micro-batches unless said."""
+    given: Figures = {"shape": "smollm2-135m", "length": 512, "batch": 4, "warm": 4, "steps": 12}
+    own: Figures = {"train.micro_batch_size": 1} | changed.pop("changes", {})
+    return [
+        _case(
+            f"{name}, {'captured' if graphs else 'launched'}",
+            *("ftray", method),
+            **given | changed,
+            changes={**own, "train.graphs": graphs},
+        )
+        for graphs in (False, True)
+    ]
+
+
 SUITES: dict[str, list[Figures]] = {
     "quick": [
         _case(name, "ftray", method, shape="tiny", length=256, steps=2)
@@ -242,6 +270,17 @@ SUITES: dict[str, list[Figures]] = {
         _case("lora bf16", "ftray", **_LONG),
         _case("lora bf16", "ftray", shape="qwen-7b"),
         _case("lora bf16", "ftray", **_SMALL_ONE),
+    ],
+    "graphs": [
+        *_launched_and_captured("lora bf16"),
+        *_launched_and_captured("full", "full"),
+        *_launched_and_captured("lora bf16, packed", rows="packed", length=2048),
+        *_launched_and_captured(
+            "lora bf16, 16 rows", batch=16, changes={"train.micro_batch_size": 16}
+        ),
+        *_launched_and_captured("lora bf16", shape="qwen-1.5b"),
+        *_launched_and_captured("lora bf16", shape="qwen-1.5b", length=2048),
+        *_launched_and_captured("full", "full", shape="qwen-1.5b"),
     ],
     "ray": [
         _case(

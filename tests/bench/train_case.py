@@ -19,12 +19,13 @@ CUDA = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def rates_of(case: Figures, seconds: list[float], tokens: list[int], labels: list[int]) -> Figures:
     rate = median(count / taken for count, taken in zip(tokens, seconds, strict=True))
     numbers = case["matrices"] * (6 if case["method"] == "full" else 4)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if CUDA.type == "cuda" else None
+    is_gpu = CUDA.type == "cuda"
     return {
         "tokens_per_second": rate,
         "label_tokens_per_second": rate * sum(labels) / sum(tokens),
         "mfu": rate * numbers / PEAK,
-        "peak_gib": peak,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if is_gpu else None,
+        "reserved_gib": torch.cuda.max_memory_reserved() / 2**30 if is_gpu else None,
         "step_seconds": median(seconds),
         "slowest_step_seconds": max(seconds),
     }

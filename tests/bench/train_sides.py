@@ -113,10 +113,14 @@ class Ours:
         self.about = {
             "micro": choice.micro,
             "recompute": choice.recompute,
-            "estimate_gib": (memory.peak - memory.overhead) / GIB if memory else None,
+            "graphs": choice.graphs,
+            "estimate_gib": memory.allocated / GIB if memory else None,
             "reason": choice.reason,
         }
-        self._trainee = build_trainee(self._config, Path(case["folder"]), self._place, "")
+        folder = Path(case["folder"])
+        self._trainee = build_trainee(
+            self._config, folder, self._place, "", graphs_pay=choice.graphs
+        )
         trained = self._trainee.attached.trainable.values()
         self._optimizer = build_optimizer(trained, self._config.train)
         rows = rows_of(case)

@@ -27,7 +27,7 @@ def host_bytes(config: RunConfig, shape: ModelShape, worker: Worker, tokens: int
     """Bytes of a host besides its slots, in the middle of a joint micro-batch."""
     micro = -(-tokens // config.data.max_length)
     alone = estimate(config, shape, worker, micro)
-    own = alone.adapter + alone.gradients + alone.optimizer + alone.snapshot
+    own = alone.adapter + alone.gradients + alone.optimizer + alone.snapshot + alone.graphs
     return max(sum(alone.parts.values()) - own, alone.loading + alone.overhead)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ftray.config.run import BUILTIN_MODEL, ModelConfig
 from ftray.model.base import load_base
-from ftray.model.shape import BUILTIN_SHAPE, read_shape, shape_of
+from ftray.model.shape import BUILTIN_SHAPE, flops_per_token, read_shape, shape_of
 
 
 def test_a_shape_counts_the_parameters_that_the_model_has(tiny_folder):
@@ -67,3 +67,17 @@ def test_shapes_are_read_without_heavy_imports():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert out.stdout.strip() == "[]"
+
+
+def test_a_token_costs_four_flops_a_weight_with_a_frozen_base_and_six_without():
+    weights = BUILTIN_SHAPE.parameters - (2 * 30 + 1) * 576  # the norms are no matrices
+    assert flops_per_token(BUILTIN_SHAPE, 0, frozen_base=True) == 4 * weights
+    assert flops_per_token(BUILTIN_SHAPE, 0, frozen_base=False) == 6 * weights
+
+
+def test_attention_adds_in_proportion_to_the_length():
+    at = [flops_per_token(BUILTIN_SHAPE, length, frozen_base=True) for length in (0, 1000, 2000)]
+    assert at[2] - at[1] == pytest.approx(at[1] - at[0])
+    # scores and sums of 9 heads of 64 in 30 layers: 4 FLOPs a pair of tokens, half of them masked,
+    # once forward and twice backward
+    assert at[1] - at[0] == 3 * 4 * 1000 / 2 * 9 * 64 * 30

@@ -1,0 +1,256 @@
+"""Micro-batches as CUDA graphs: what their layers launch is recorded once, then replayed.
+
+Launched one by one, a layer's kernels cost the host milliseconds, however little there is to
+compute; a graph is launched at once. Recorded are the passes through the layers, whose shapes come
+again. The loss between them has as many rows as there are labels, and few kernels: it stays as it
+is. Numbers are the same, whether a micro-batch is replayed or not.
+"""
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ftray.config.run import RunConfig
+from ftray.data.batching.collation import Batch
+from ftray.errors import TrainError, first_line
+from ftray.model.attention import DOCUMENTS, bounds_of, told_of
+from ftray.model.loss import LanguageModel, told_states
+from ftray.model.transfer import overwrite
+
+logger = logging.getLogger(__name__)
+
+_WARM = 2  # passes of a shape before it is captured: kernels are compiled and tuned in them
+_MOST = 8  # shapes; rarer ones are launched kernel by kernel
+_FEWEST = 16  # documents that there is room for
+
+
+def is_captured(
+    config: RunConfig, model: PreTrainedModel, *, compiled: bool, pays: bool
+) -> tuple[bool, str]:
+    """Resolve `train.graphs` on a worker, with the reason; `pays` is what the plan came to."""
+    wanted = config.train.graphs
+    if wanted is False or (wanted == "auto" and not pays):
+        return False, "as the run or its plan says"
+    obstacle = config.graphs_obstacle or _obstacle(model, compiled=compiled)
+    if obstacle and wanted is True:
+        raise TrainError(f"train.graphs=true: {obstacle}", "set train.graphs=auto")
+    return not obstacle, obstacle or "layers are replayed, not launched kernel by kernel"
+
+
+def _obstacle(model: PreTrainedModel, *, compiled: bool) -> str:
+    settings = model.config.to_dict()
+    if model.device.type != "cuda":
+        return "no GPU"
+    if not compiled:
+        return "layers are not compiled"
+    if model.config._attn_implementation != DOCUMENTS:
+        return "its attention makes masks from what the GPU holds"
+    if any(kind in str(settings.get("rope_parameters")) for kind in ("dynamic", "longrope")):
+        return "its rotations depend on the longest row of a batch"
+    return ""
+
+
+class Recorder(Protocol):
+    """Records what a piece of work launches."""
+
+    def beside(self) -> AbstractContextManager[None]:
+        """Run what is in the block where recordings are made and replayed."""
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record a work without doing it; returns what does it, on the same memory."""
+
+
+class CudaRecorder:
+    """Captures on a stream of its own, always the same, into one pool of memory.
+
+    Recordings take each other's place there: of two only one may be between its first and its last
+    replay.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Order the block after all that was launched before it, and before all that follows."""
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Other threads may go on with what they do: a save, NCCL's watchdog."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            work()
+        return graph.replay
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one recording is good for."""
+
+    rows: int
+    length: int
+    documents: int | None  # at most so many; None: each row is one
+
+    @classmethod
+    def of(cls, batch: Batch, bounds: Tensor | None) -> "Shape":
+        """Round the number of documents up to a power of two: attention skips empty ones."""
+        rows, length = batch.input_ids.shape
+        if bounds is None:
+            return cls(rows, length, None)
+        return cls(rows, length, max(_FEWEST, 1 << (len(bounds) - 2).bit_length()))
+
+    def __str__(self) -> str:
+        within = "" if self.documents is None else f", up to {self.documents} documents"
+        return f"{self.rows} × {self.length} tokens{within}"
+
+
+class Graphs:
+    """A model's passes over micro-batches, and the gradients that they add up to.
+
+    What is trained has its gradients in the same memory at all steps.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        trainable: Iterable[nn.Parameter],
+        precision: Callable[[], AbstractContextManager[None]],
+        recorder: Recorder,
+    ) -> None:
+        self._model, self._precision, self._recorder = model, precision, recorder
+        self._trainable = list(trainable)
+        self._gradients = [torch.zeros_like(one) for one in self._trainable]
+        self._passes: dict[Shape, _Passes] = {}
+
+    def begin(self) -> None:
+        """Begin a step: what is trained has zeros for gradients."""
+        torch._foreach_zero_(self._gradients)
+        for parameter, gradient in zip(self._trainable, self._gradients, strict=True):
+            parameter.grad = gradient
+
+    def learn(self, batch: Batch, seeds: Sequence[int], label_tokens: int) -> Tensor:
+        """Add the gradient of a micro-batch's summed loss / label_tokens, and return that loss. []
+
+        A GPU is waited for only when a shape is captured.
+        """
+        bounds = bounds_of(batch.position_ids)
+        shape = Shape.of(batch, bounds)
+
+        def loss_of(hidden: Tensor) -> Tensor:
+            with self._precision():
+                return self._model.loss_of(hidden, batch.labels) / max(1, label_tokens)
+
+        with self._recorder.beside():
+            passes = self._ready(shape)
+            passes.take(batch, seeds, bounds)
+            return passes.run(loss_of)
+
+    def _ready(self, shape: Shape) -> "_Passes":
+        if shape not in self._passes:
+            layers = _Layers(self._model, self._trainable, self._gradients, self._precision)
+            self._passes[shape] = _Passes(layers, shape)
+        passes = self._passes[shape]
+        captured = sum(one.is_captured for one in self._passes.values())
+        if not passes.is_captured and passes.runs >= _WARM and captured < _MOST:
+            passes.capture(self._recorder)
+        return passes
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """What the passes of all shapes go through, and where they leave gradients."""
+
+    model: LanguageModel
+    trainable: list[nn.Parameter]
+    gradients: list[Tensor]
+    precision: Callable[[], AbstractContextManager[None]]
+
+
+class _Passes:
+    """Forward and backward through the layers for one shape, from and to the same memory."""
+
+    def __init__(self, layers: _Layers, shape: Shape) -> None:
+        self._layers, self._shape = layers, shape
+        device, grid = layers.model.model.device, (shape.rows, shape.length)
+        self._ids = torch.zeros(grid, dtype=torch.int64, device=device)
+        self._positions = torch.zeros(grid, dtype=torch.int64, device=device)
+        self._seeds = torch.zeros(shape.rows, dtype=torch.int64, device=device)
+        room = 0 if shape.documents is None else shape.documents + 1
+        self._bounds = torch.zeros(room, dtype=torch.int32, device=device)
+        self._states = self._hidden = self._of_hidden = torch.empty(0)  # made by the first run
+        self._forward, self._backward = self._run_forward, self._run_backward
+        self.runs, self.is_captured = 0, False
+
+    def take(self, batch: Batch, seeds: Sequence[int], bounds: Tensor | None) -> None:
+        """Put in what the next run is about."""
+        overwrite(self._ids, batch.input_ids)
+        overwrite(self._positions, batch.position_ids)
+        overwrite(self._seeds, torch.tensor(seeds, dtype=torch.int64))
+        if bounds is not None:
+            empty = bounds[-1:].expand(len(self._bounds) - len(bounds))
+            overwrite(self._bounds, torch.cat([bounds, empty]))
+        self._layers.model.routing.row_seeds = self._seeds
+
+    def run(self, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Go forward, take the loss of the layers' states, and go backward."""
+        self.runs += 1
+        self._forward()
+        hidden = self._hidden.detach().requires_grad_()  # [rows, length, width]
+        hidden.grad = self._of_hidden.zero_()  # the loss adds its gradient where backward reads it
+        loss = loss_of(hidden)
+        loss.backward()
+        self._backward()
+        return loss.detach()
+
+    def capture(self, recorder: Recorder) -> None:
+        """Record both passes: from now on they are replayed."""
+        began = time.monotonic()
+        gc.collect()  # else what earlier passes left in cycles may be freed amid a recording
+        try:
+            self._forward = recorder(self._run_forward)
+            self._backward = recorder(self._run_backward)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise TrainError(
+                f"micro-batches of {self._shape} cannot be captured as CUDA graphs:"
+                f" {first_line(error)}",
+                "set train.graphs=false",
+            ) from error
+        self.is_captured = True
+        logger.info("captured: micro-batches of %s, %.1f s", self._shape, time.monotonic() - began)
+
+    def _run_forward(self) -> None:
+        apart = told_of(self._bounds, self._shape.length) if len(self._bounds) else {}
+        with self._layers.precision():
+            model = self._layers.model.model
+            self._states = told_states(model, self._ids, self._positions, apart)
+        if not len(self._hidden):
+            self._hidden, self._of_hidden = map(torch.empty_like, (self._states, self._states))
+        with torch.no_grad():
+            self._hidden.copy_(self._states)
+
+    def _run_backward(self) -> None:
+        """Sums are added to at the end, all at once: one by one that is a launch for each."""
+        found = torch.autograd.grad(
+            self._states, self._layers.trainable, self._of_hidden, allow_unused=True
+        )
+        self._states = torch.empty(0)  # what it was made of is free now
+        pairs = zip(self._layers.gradients, found, strict=True)
+        reached = [(total, one) for total, one in pairs if one is not None]
+        torch._foreach_add_([total for total, _ in reached], [one for _, one in reached])

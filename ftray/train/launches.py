@@ -1,0 +1,32 @@
+"""Whether it pays to capture a micro-batch as CUDA graphs, from shapes alone (no torch)."""
+
+from ftray.config.run import FullConfig, RunConfig
+from ftray.model.shape import ModelShape, flops_per_token
+from ftray.train.memory import compiles
+
+# A layer's launches in both passes, compiled, on the host of an H200; another's may take half.
+_LAYER_SECONDS = 2e-3
+# What an H100 reaches. On a slower card launches matter less, and graphs bring less, for the same.
+_FLOPS_PER_SECOND = 400e12
+
+
+def graphs_pay(config: RunConfig, shape: ModelShape, micro: int) -> tuple[bool, str]:
+    """Resolve `train.graphs` for a GPU, with the reason: whether launches outlast products.
+
+    A GPU computes while the host launches, so a micro-batch takes as long as the longer of the two.
+    """
+    wanted, obstacle = config.train.graphs, config.graphs_obstacle
+    if wanted != "auto":
+        return wanted, "graphs, as the run says" if wanted else "no graphs, as the run says"
+    if obstacle:
+        return False, f"no graphs: {obstacle}"
+    if not compiles(config.train, on_gpu=True):
+        return False, "no graphs: layers are not compiled"
+    frozen, length = not isinstance(config.adapter, FullConfig), config.data.max_length
+    flops = micro * length * flops_per_token(shape, length, frozen_base=frozen)
+    launches, products = shape.layers * _LAYER_SECONDS, flops / _FLOPS_PER_SECOND
+    numbers = (
+        f"{shape.layers} layers' launches take about {launches * 1e3:.0f} ms a micro-batch, "
+        f"products {products * 1e3:.0f}"
+    )
+    return launches > products, f"{'graphs' if launches > products else 'no graphs'}: {numbers}"
