@@ -3,6 +3,7 @@
 Vector-wise quantization (Dettmers et al. 2022, arXiv:2208.07339, section 2.1) without the paper's
 outlier columns: which columns those are depends on all rows of a batch, so that a row's result
 would vary with its company. Here each row has a scale of its own, and sums of integers are exact.
+What a whole model answers may still vary: the last bit of another layer can turn a rounding.
 """
 
 import torch

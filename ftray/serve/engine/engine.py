@@ -20,6 +20,7 @@ from ftray.serve.engine.job import make_job
 from ftray.serve.engine.layers import AdapterLayers
 from ftray.serve.engine.ledger import Ledger
 from ftray.serve.engine.limits import EngineLimits
+from ftray.serve.engine.probe import is_exact
 from ftray.serve.engine.source import AdapterWeights, read_adapter
 from ftray.serve.protocol import (
     AdapterSource,
@@ -32,7 +33,7 @@ from ftray.serve.protocol import (
 
 logger = logging.getLogger(__name__)
 
-_BATCH_NOTE = "bfloat16 is not batch-invariant: an answer may vary with what runs beside it"
+_BATCH_NOTE = "{} is not batch-invariant: an answer may vary with what runs beside it"
 
 
 class EmbeddedEngine:
@@ -64,14 +65,16 @@ class EmbeddedEngine:
         self._core.stepper.start()
         base = self._core.base
         dtype = str(base.model.dtype).removeprefix("torch.")
-        is_exact = base.model.dtype == torch.float32
+        precision = dtype if self._precision == "same" else self._precision
+        exact = is_exact(base.model)
+        note = () if exact else (_BATCH_NOTE.format(precision),)
         return EngineInfo(
             kind="embedded",
             model=self._model.name,
             max_length=self.max_length,
-            dtype=dtype if self._precision == "same" else f"{self._precision}, computed in {dtype}",
-            is_deterministic=is_exact,
-            notes=self._core.notes if is_exact else (*self._core.notes, _BATCH_NOTE),
+            dtype=dtype if precision == dtype else f"{precision}, computed in {dtype}",
+            is_deterministic=exact,
+            notes=(*self._core.notes, *note),
         )
 
     @property

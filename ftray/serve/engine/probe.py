@@ -9,6 +9,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from ftray.errors import first_line
+from ftray.model.int8 import Int8Linear
 from ftray.serve.engine.batch import Batch
 from ftray.serve.engine.dense import DenseBatch
 from ftray.serve.engine.kv import SlotCache, token_bytes
@@ -18,7 +19,8 @@ from ftray.serve.engine.whole import WholeBatch
 
 logger = logging.getLogger(__name__)
 
-_ROOM = {torch.float32: 1e-3, torch.bfloat16: 2e-1}  # of the largest logit; a wrong mask makes > 1
+_ROOM = 1e-3  # of the largest logit; a wrong mask makes > 1
+_ROUNDED_ROOM = 2e-1  # where a last bit decides to which of 256 values something is rounded
 _PROMPTS = ((5, 9, 3, 7, 2), (4, 6, 8))
 _LENGTH_ROPES = ("dynamic", "longrope")  # angles that depend on the longest row of a batch
 
@@ -60,9 +62,15 @@ def _obstacle(model: PreTrainedModel) -> str | None:
         return f"the model does not run with a dense block of keys ({first_line(error)})"
     if is_flat:
         return "the model's layers do not see which row a token belongs to"
-    if not share <= _ROOM[model.dtype]:  # also when it is not a number
+    if not share <= (_ROOM if is_exact(model) else _ROUNDED_ROOM):  # also when it is not a number
         return f"the model's logits differ in a batch by {share:.0e} of the largest"
     return None
+
+
+def is_exact(model: PreTrainedModel) -> bool:
+    """Whether a layer's output differs by no more than the order of sums does in fp32."""
+    rounds = any(isinstance(layer, Int8Linear) for layer in model.modules())
+    return model.dtype == torch.float32 and not rounds
 
 
 def _ropes(model: PreTrainedModel) -> str:

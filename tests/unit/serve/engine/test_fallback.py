@@ -107,28 +107,15 @@ def test_a_rounded_base_serves_adapters(zoo, running, go, precision):
     go(scene())
 
 
-def test_over_a_base_in_int8_an_answer_does_not_depend_on_its_company(zoo, running, go):
+@pytest.mark.parametrize("how", [{"dtype": "bfloat16"}, {"precision": "int8"}])
+def test_what_rounds_says_that_answers_may_vary_and_keeps_its_batches(zoo, running, go, how):
     async def scene():
-        limits = EngineLimits(rows=len(zoo.names), threads=1)
-        async with running(zoo.base, limits, precision="int8") as client:
-            assert client.info.is_deterministic
-            await client.load(zoo)
-            alone = [await client.ask(zoo.ask(name, None, f"{name} alone")) for name in zoo.names]
-            wishes = [zoo.ask(name, None, f"{name} in company") for name in zoo.names]
-            together = await asyncio.gather(*map(client.ask, wishes))
-            assert [answer.ids for answer in together] == [answer.ids for answer in alone]
-            assert len({tuple(answer.ids) for answer in alone}) == len(zoo.names)
-
-    go(scene())
-
-
-def test_bfloat16_says_that_answers_may_vary(zoo, running, go):
-    async def scene():
-        async with running(zoo.base, EngineLimits(threads=1), dtype="bfloat16") as client:
+        async with running(zoo.base, EngineLimits(threads=1), **how) as client:
             await client.load(zoo)
             answers = await asyncio.gather(*(client.ask(zoo.ask(name)) for name in zoo.prompts))
             assert {len(answer.ids) for answer in answers} == {20}
             assert not client.info.is_deterministic
-            assert "batch-invariant" in client.info.notes[0]
+            (note,) = client.info.notes  # none that says that rows are computed one by one
+            assert f"{next(iter(how.values()))} is not batch-invariant" in note
 
     go(scene())
