@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from ftray.config.base import Config, apply, parse_overrides, read_tree, validated
 from ftray.config.data import DataConfig
@@ -81,6 +81,17 @@ class FullConfig(Config):
 AdapterConfig = Annotated[LoraConfig | QloraConfig | FullConfig, Field(discriminator="method")]
 
 
+ActivationPolicy = Literal["none", "pointwise", "mlp", "layer", "offload"]
+
+
+def _no_switch(value: Any) -> Any:
+    """Name what a switch was called before there were more than two ways."""
+    if isinstance(value, bool):
+        word = "layer" if value else "none"
+        raise ValueError(f"{str(value).lower()} is called '{word}' now: set {word}, or auto")
+    return value
+
+
 class TrainConfig(Config):
     """The optimization: how long, how large the steps, and in which batches."""
 
@@ -108,9 +119,14 @@ class TrainConfig(Config):
     """adamw_8bit keeps its two moments in a byte each: matters for full, hardly for LoRA."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """The averaging of AdamW's two moments; 0.95 for the second forgets spikes sooner."""
-    activation_checkpointing: bool | Literal["auto"] = "auto"
-    """Compute each layer twice and keep only its input: a third slower, much less memory.
-    auto: where it is needed to fit, or where the objective is memory."""
+    activation_checkpointing: Annotated[
+        Literal["auto", ActivationPolicy], BeforeValidator(_no_switch)
+    ] = "auto"
+    """What the backward pass finds kept; the rest is computed twice, with the same gradients.
+    none: all is kept. pointwise: products and attention are, norms and activations are not (a
+    fiftieth slower, a third less). mlp: the MLP is not either. layer: a layer's input alone (a
+    third slower). offload: not even that, it waits in the host's memory: for very long rows. auto:
+    the first one that fits, or where the objective is memory, the least."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile per layer: fused kernels, after up to a minute of compiling. auto: on a GPU,
     unless `max_steps` is below 20."""
@@ -251,6 +267,10 @@ class RunConfig(Config):
             return "layers are not compiled (train.compile=false)"
         if self.train.objective == "memory":
             return "train.objective=memory, and graphs hold theirs for good"
+        if self.train.activation_checkpointing == "offload":
+            return (
+                "states go to the host's memory and back (train.activation_checkpointing=offload)"
+            )
         return ""
 
     @model_validator(mode="before")

@@ -86,6 +86,11 @@ def decoder(model: PreTrainedModel) -> nn.Module:
     return found
 
 
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder's blocks: what is compiled, computed twice and sharded one by one."""
+    return list(cast(nn.ModuleList, decoder(model).layers))
+
+
 def input_layer(model: PreTrainedModel) -> nn.Embedding:
     """The layer from token ids to the first hidden states: a table of a row for each token."""
     return cast(nn.Embedding, model.get_input_embeddings())

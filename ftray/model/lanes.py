@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from ftray.model.base import decoder
+from ftray.model.base import decoder_layers
 from ftray.model.dropout import kept, layer_word
 from ftray.model.lora import linear_shape
 
@@ -119,7 +119,7 @@ def compile_between(model: PreTrainedModel) -> None:
     For any number of rows and any length, since trials come and go. The products stay as they are:
     who takes part in them is known from one step to the next only.
     """
-    for layer in decoder(model).layers:  # type: ignore[union-attr]  # a ModuleList
+    for layer in decoder_layers(model):
         layer.compile(dynamic=True)
 
 

@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._functorch import config as functorch
 from transformers import GenerationConfig, PreTrainedModel
 
+from ftray.config.run import ActivationPolicy
 from ftray.errors import ModelError
+from ftray.model.activations import keep_activations
 from ftray.model.attention import DOCUMENTS, documents_of, set_attention
-from ftray.model.base import decoder, output_layer
+from ftray.model.base import decoder, decoder_layers, output_layer
 from ftray.model.entropy import Owners, linear_cross_entropy
 from ftray.model.lora import Routing
+from ftray.model.offload import HostStates
 from ftray.model.transfer import to_device
 
 IGNORED = -100
@@ -26,25 +28,25 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model, self.routing = model, routing
         self.is_compiled = False
+        self._host: HostStates | None = None
 
-    def compile_layers(self, *, recompute: bool = False) -> None:
-        """Have layers and loss compiled into fused kernels at the first pass of each shape.
+    def keep(self, policy: ActivationPolicy, *, compiled: bool) -> None:
+        """Have layers keep for the backward pass what a policy says; say it once, before it runs.
 
-        With `recompute` a layer keeps its inputs alone. Left to the compiler, which sees both
-        passes, only what gradients need is computed twice: a layer's last product is not.
+        Compiled, layers and loss become fused kernels at the first pass of each shape.
         """
-        self.is_compiled = True
-        budget = 0.0 if recompute else 1.0
-        if functorch.activation_memory_budget != budget:
-            torch.compiler.reset()  # else layers compiled before, for the other budget, are taken
-        functorch.activation_memory_budget = budget  # of this whole process
-        for layer in self.layers:
-            layer.compile()
+        keep_activations(self.layers, policy, compiled=compiled)
+        if policy == "offload":
+            self._host = HostStates(self.routing.row_seeds.device)
+        self.is_compiled = compiled
+        if compiled:
+            for layer in self.layers:
+                layer.compile()
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The decoder's blocks: what is compiled, checkpointed and sharded one by one."""
-        return list(cast(nn.ModuleList, decoder(self.model).layers))
+        """The decoder's blocks."""
+        return decoder_layers(self.model)
 
     def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor) -> Tensor:
         """Sum the cross-entropy over all positions [batch, seq] with a label.
@@ -53,7 +55,10 @@ class LanguageModel(nn.Module):
         without labels gives a 0 whose gradient is 0, so that collectives stay in step. Labels and
         positions may be on the CPU: then a GPU is not waited for to count them.
         """
-        return self.loss_of(decoder_states(self.model, input_ids, position_ids), labels)
+        shape = torch.Size([*input_ids.shape, output_layer(self.model).in_features])
+        with self._host.keeping(shape) if self._host else nullcontext():
+            hidden = decoder_states(self.model, input_ids, position_ids)
+        return self.loss_of(hidden, labels)
 
     def loss_of(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """The loss of `forward`, from the decoder's states [batch, seq, hidden]."""

@@ -53,6 +53,8 @@ def _sizes(found: "Plan") -> dict[str, str]:
     sizes = {**found.memory.parts, "peak": found.memory.peak}
     if found.memory.peak > sum(found.memory.parts.values()):
         sizes = {**found.memory.parts, "peak (loading the base)": found.memory.peak}
+    if found.memory.on_host:
+        sizes["in the host's memory"] = found.memory.on_host
     return {f"  {name}": gib(size) for name, size in sizes.items()}
 
 

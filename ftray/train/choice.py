@@ -1,11 +1,12 @@
-"""What `auto` settles for: micro-batch and recomputation, from shapes and memory (no torch)."""
+"""What `auto` settles for: micro-batch and activations, from shapes and memory (no torch)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ftray.config.run import RunConfig
+from ftray.config.run import ActivationPolicy, RunConfig
 from ftray.model.shape import ModelShape
 from ftray.train.launches import graphs_pay
-from ftray.train.memory import GIB, Memory, Worker, estimate
+from ftray.train.memory import GIB, Memory, Worker, compiles, estimate
 
 
 @dataclass(frozen=True)
@@ -13,22 +14,22 @@ class Choice:
     """How a worker goes through its share of a global batch, and why."""
 
     micro: int
-    recompute: bool
+    activations: ActivationPolicy
     memory: Memory | None
     reason: str
     graphs: bool = False
 
 
 def settle(config: RunConfig, shape: ModelShape | None, worker: Worker) -> Choice:
-    """Resolve what is `auto` in `train`: micro-batch, recomputation, then graphs, if they fit."""
+    """Resolve what is `auto` in `train`: micro-batch, activations, then graphs, if they fit."""
     choice = _settled(config, shape, worker)
     if shape is None or worker.memory is None or worker.device == "cpu":
         return replace(choice, graphs=config.train.graphs is True)
-    pays, why = graphs_pay(config, shape, choice.micro)
+    pays, why = graphs_pay(_with(config, choice.activations), shape, choice.micro)
     if not pays or config.train.graphs is True:
         return replace(choice, graphs=pays, reason=f"{choice.reason}; {why}")
     captured = config.model_copy(update={"train": config.train.model_copy(update={"graphs": True})})
-    memory = _estimated(captured, shape, worker, choice.micro, recompute=choice.recompute)
+    memory = _estimated(captured, shape, worker, choice.micro, choice.activations)
     if memory.peak > worker.memory:
         why = f"no graphs, which would take it to {memory.peak / GIB:.1f} GiB"
         return replace(choice, reason=f"{choice.reason}; {why}")
@@ -40,68 +41,111 @@ def _settled(config: RunConfig, shape: ModelShape | None, worker: Worker) -> Cho
     """Resolve `train.micro_batch_size` and `train.activation_checkpointing`.
 
     For speed: the least expected time that fits, and of what is within 2 % of it the least memory.
-    For memory: the least that keeps a GPU busy. Without a known shape or memory only one pack at a
-    time is safe, and where nothing fits the smallest is tried.
+    For memory: the least that keeps a GPU busy. Activations go to the host's memory only where
+    nothing else fits, or where that spares a quarter of all that is short. Without a known shape or
+    memory only one pack at a time is safe, and where nothing fits the smallest is tried.
     """
-    train = config.train
+    wanted = config.train.activation_checkpointing
     if shape is None or worker.memory is None:
-        micro = 1 if train.micro_batch_size == "auto" else train.micro_batch_size
-        recompute = train.activation_checkpointing is True or _saves(config)
-        memory = None if shape is None else estimate(config, shape, worker, micro)
-        return Choice(micro, recompute, memory, "the model's shape or the memory is not known")
+        micro = 1 if config.train.micro_batch_size == "auto" else config.train.micro_batch_size
+        policy = wanted if wanted != "auto" else "layer" if _saves(config) else "none"
+        memory = None if shape is None else _estimated(config, shape, worker, micro, policy)
+        return Choice(micro, policy, memory, "the model's shape or the memory is not known")
     ways = [
-        _Way(micro, recompute, _estimated(config, shape, worker, micro, recompute=recompute))
-        for recompute in _recomputations(config)
+        _way(config, shape, worker, micro, policy)
+        for policy in _policies(config, shape, worker)
         for micro in _micro_batches(config)
     ]
-    fitting = [way for way in ways if way.memory.peak <= worker.memory]
-    length = config.data.max_length
-    if not fitting:
-        best, why = min(ways, key=lambda way: way.memory.peak), "the least that there is: too much"
-    elif _saves(config):
-        busy = [way for way in fitting if way.micro * length <= _BUSY_TOKENS]
-        best = max(busy or fitting[:1], key=lambda way: (way.recompute, way.micro))
-        why = "train.objective=memory"
-    else:
-        least = min(way.time(length) for way in fitting)
-        near = [way for way in fitting if way.time(length) <= _NEARLY * least]
-        best, why = min(near, key=lambda way: way.memory.peak), "the fastest that fits"
-    reason = (
-        f"micro-batches of {best.micro} × {length} tokens, activations "
-        f"{'computed twice' if best.recompute else 'kept'}: {why}, "
-        f"{best.memory.peak / GIB:.1f} of {worker.memory / GIB:.1f} GiB"
-    )
-    return Choice(best.micro, best.recompute, best.memory, reason)
+    best, why = _best(config, ways, worker.memory)
+    return Choice(best.micro, best.policy, best.memory, _reason(best, why, ways, worker.memory))
 
 
 @dataclass(frozen=True)
 class _Way:
     micro: int
-    recompute: bool
+    length: int
+    policy: ActivationPolicy
     memory: Memory
-
-    def time(self, length: int) -> float:
-        """Relative time of a token."""
-        return (_RECOMPUTED if self.recompute else 1.0) * (1 + _OVERHEAD / (self.micro * length))
+    time: float  # of a token, where 1 is a large micro-batch with nothing computed twice
 
 
 # Measured at 8B on one H100: 15,726 tokens/s without recomputation, 12,272 with. A micro-batch
 # costs about as much as so many tokens more: launches, and matrices too flat for the whole GPU.
-_RECOMPUTED = 1.28
+_LAYER = 1.28
 _OVERHEAD = 512
+# Arithmetic, not measured: norms, and the product of gate and up, move 120 KB a token and layer of
+# an 8B base anew, a fiftieth of a step's time; where kernels are not fused, all that lies between
+# products does, several times.
+_POINTWISE = {True: 1.025, False: 1.1}
+_OFFLOAD = 1.02  # on top of `layer`: copies share the memory's bandwidth with what they hide behind
 _NEARLY = 1.02
+_WORTH_IT = 0.25
 _BUSY_TOKENS = 8192  # half as many: 13 % slower for 2 GiB less, of an 8B base in 4 bits
+
+
+def _best(config: RunConfig, ways: Sequence[_Way], memory: int) -> tuple[_Way, str]:
+    fitting = [way for way in ways if way.memory.peak <= memory]
+    here = [way for way in fitting if way.policy != "offload"] or fitting
+    if not fitting:
+        return min(ways, key=lambda way: way.memory.peak), "the least that there is: too much"
+    if not _saves(config):
+        least = min(way.time for way in here)
+        near = [way for way in here if way.time <= _NEARLY * least]
+        return min(near, key=lambda way: way.memory.peak), "the fastest that fits"
+    best = _busiest(here)
+    away = _busiest([way for way in fitting if way.policy == "offload"] or here)
+    if away.memory.peak <= (1 - _WORTH_IT) * best.memory.peak:
+        return away, f"train.objective=memory, {_gib(best)} with layer"
+    return best, "train.objective=memory"
+
+
+def _busiest(ways: Sequence[_Way]) -> _Way:
+    """The largest micro-batch up to what keeps a GPU busy, else the smallest."""
+    busy = [way for way in ways if way.micro * way.length <= _BUSY_TOKENS]
+    return max(busy, key=lambda way: way.micro) if busy else min(ways, key=lambda way: way.micro)
+
+
+def _reason(best: _Way, why: str, ways: Sequence[_Way], memory: int) -> str:
+    """Say what was chosen and why, and what the next faster way with such micro-batches needs."""
+    faster = [way for way in ways if way.micro == best.micro and way.time < best.time]
+    next_one = max(faster, key=lambda way: way.time, default=None)
+    short = next_one is not None and next_one.memory.peak > memory
+    than = f" ({next_one.policy} needs {_gib(next_one)})" if next_one is not None and short else ""
+    host = f" and {best.memory.on_host / GIB:.1f} of the host's" if best.memory.on_host else ""
+    return (
+        f"micro-batches of {best.micro} × {best.length} tokens, "
+        f"train.activation_checkpointing={best.policy}, {_TOLD[best.policy]}: {why}{than}, "
+        f"{best.memory.peak / GIB:.1f} of {memory / GIB:.1f} GiB{host}"
+    )
+
+
+_TOLD: dict[ActivationPolicy, str] = {
+    "none": "all activations kept",
+    "pointwise": "all but products and attention computed twice",
+    "mlp": "MLPs and all but products and attention computed twice",
+    "layer": "layers computed twice",
+    "offload": "layers computed twice, their inputs kept in the host's memory",
+}
+
+
+def _gib(way: _Way) -> str:
+    return f"{way.memory.peak / GIB:.1f} GiB"
 
 
 def _saves(config: RunConfig) -> bool:
     return config.train.objective == "memory"
 
 
-def _recomputations(config: RunConfig) -> list[bool]:
+def _policies(config: RunConfig, shape: ModelShape, worker: Worker) -> list[ActivationPolicy]:
     wanted = config.train.activation_checkpointing
     if wanted != "auto":
         return [wanted]
-    return [True] if _saves(config) else [False, True]
+    goes = worker.device == "gpu" and config.train.graphs is not True
+    away: list[ActivationPolicy] = ["offload"] if goes else []
+    if _saves(config):
+        return ["layer", *away]
+    mlp: list[ActivationPolicy] = ["mlp"] if _in_mlp(shape) else []
+    return ["none", "pointwise", *mlp, "layer", *away]
 
 
 def _micro_batches(config: RunConfig) -> list[int]:
@@ -111,8 +155,40 @@ def _micro_batches(config: RunConfig) -> list[int]:
     return [micro for micro in range(1, share + 1) if share % micro == 0]
 
 
+def _way(
+    config: RunConfig, shape: ModelShape, worker: Worker, micro: int, policy: ActivationPolicy
+) -> _Way:
+    length = config.data.max_length
+    compiled = compiles(config.train, on_gpu=worker.device == "gpu")
+    match policy:
+        case "none":
+            time = 1.0
+        case "pointwise":
+            time = _POINTWISE[compiled]
+        case "mlp":
+            time = _POINTWISE[compiled] + (_LAYER - _POINTWISE[compiled]) * _in_mlp(shape)
+        case "layer":
+            time = _LAYER
+        case "offload":
+            time = _LAYER * _OFFLOAD
+    memory = _estimated(config, shape, worker, micro, policy)
+    return _Way(micro, length, policy, memory, time * (1 + _OVERHEAD / (micro * length)))
+
+
+def _in_mlp(shape: ModelShape) -> float:
+    """The MLP's share of the products that a layer computes again: of all but its last one."""
+    sizes = {name: wide * high for name, (wide, high) in shape.linear.items()}
+    own = {name: size for name, size in sizes.items() if name.startswith("mlp.")}
+    last = max(own.values(), default=0)
+    return (sum(own.values()) - last) / max(1, sum(sizes.values()) - last)
+
+
 def _estimated(
-    config: RunConfig, shape: ModelShape, worker: Worker, micro: int, *, recompute: bool
+    config: RunConfig, shape: ModelShape, worker: Worker, micro: int, policy: ActivationPolicy
 ) -> Memory:
-    train = config.train.model_copy(update={"activation_checkpointing": recompute})
-    return estimate(config.model_copy(update={"train": train}), shape, worker, micro)
+    return estimate(_with(config, policy), shape, worker, micro)
+
+
+def _with(config: RunConfig, policy: ActivationPolicy) -> RunConfig:
+    train = config.train.model_copy(update={"activation_checkpointing": policy})
+    return config.model_copy(update={"train": train})

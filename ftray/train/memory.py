@@ -3,7 +3,14 @@
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from ftray.config.run import FullConfig, LoraConfig, QloraConfig, RunConfig, TrainConfig
+from ftray.config.run import (
+    ActivationPolicy,
+    FullConfig,
+    LoraConfig,
+    QloraConfig,
+    RunConfig,
+    TrainConfig,
+)
 from ftray.model.shape import ModelShape
 
 LOGITS_AT_ONCE = 2**26  # what ftray.model.entropy holds; a test compares the two
@@ -25,7 +32,10 @@ class Worker:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one worker at the peak of a step; `loading` is the base before it is shrunk."""
+    """Bytes on one worker at the peak of a step; `loading` is the base before it is shrunk.
+
+    `on_host` is what a GPU leaves in its host's memory, of which no step can use anything else.
+    """
 
     weights: int
     adapter: int
@@ -37,11 +47,13 @@ class Memory:
     snapshot: int  # the state's copy that a save is written from; of a GPU's it is on the host
     overhead: int
     loading: int
+    on_host: int
 
     @property
     def parts(self) -> dict[str, int]:
-        """What a step holds at once."""
-        return {name: size for name, size in asdict(self).items() if name != "loading"}
+        """What a step holds at once on the worker's device."""
+        elsewhere = ("loading", "on_host")
+        return {name: size for name, size in asdict(self).items() if name not in elsewhere}
 
     @property
     def allocated(self) -> int:
@@ -78,6 +90,7 @@ def estimate(config: RunConfig, shape: ModelShape, worker: Worker, micro: int) -
         snapshot=owned * _FP32 + moments if worker.device == "cpu" else 0,
         overhead=OVERHEAD[worker.device],
         loading=_loading(config, shape, worker, element),
+        on_host=_on_host(config, shape, tokens, worker),
     )
 
 
@@ -198,10 +211,31 @@ def _frozen(config: RunConfig, shape: ModelShape, worker: Worker, element: int) 
 
 
 def _activations(config: RunConfig, shape: ModelShape, tokens: int, worker: Worker) -> int:
-    """Bytes that the forward pass keeps for the backward pass.
+    """Bytes of activations at the peak of a micro-batch, on the worker's own device.
+
+    What each layer keeps, what one layer computes again when its turn comes, and the three
+    gradients [intermediate] that the backward pass holds. With `offload` a device has three states
+    [hidden]: the newest one, one on its way, and one that arrives.
+    """
+    element = bytes_per_element(config, worker)
+    whole = _kept(config, shape, worker, "none")
+    match config.train.activation_checkpointing:
+        case "auto":
+            own = shape.layers * whole
+        case "offload" if worker.device == "gpu":
+            own = 3 * shape.hidden * element + whole
+        case policy:
+            kept = _kept(config, shape, worker, policy)
+            own = shape.layers * kept + whole - kept
+    per_token = own + 3 * shape.intermediate * element
+    return tokens * per_token * _HOLES[worker.device]
+
+
+def _kept(config: RunConfig, shape: ModelShape, worker: Worker, policy: ActivationPolicy) -> int:
+    """Bytes that a layer keeps of each token for the backward pass.
 
     As Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1) count them, for gated MLPs, RMSNorm,
-    and fused attention, which keeps no scores. A layer keeps for each token:
+    and fused attention, which keeps no scores. Where nothing is computed again:
     - two residual states [hidden], in fp32, where the norms are computed;
     - two normalized states [hidden], the inputs of the attention and of the MLP;
     - queries, keys, values and the attention's output [heads · head_dim]; keys and values are
@@ -212,31 +246,47 @@ def _activations(config: RunConfig, shape: ModelShape, tokens: int, worker: Work
       activated gate, and keeps the residual states in the model's own precision;
     - with dropout a masked copy of each adapter's input;
     - with eager attention the scores, in fp32 and in the model's precision [heads · length].
-    Checkpointing keeps a layer's input alone, and one layer in full while it is recomputed. The
-    backward pass holds three gradients [intermediate].
+    `pointwise`: the states before the attention and before the MLP, queries, keys, values, the
+    attention's output, gate and up; not compiled, also what the MLP returns, which nobody reads;
+    compiled, each dropout's mask, in bytes. `mlp`: neither gate nor up. `layer`: its input.
     """
     on_gpu, length = worker.device == "gpu", config.data.max_length
-    compiled = compiles(config.train, on_gpu=on_gpu)
+    compiled, is_eager = compiles(config.train, on_gpu=on_gpu), config.model.attention == "eager"
     element, query = bytes_per_element(config, worker), shape.heads * shape.head_dim
-    attention = 4 * query + length
-    if on_gpu and element == 2 and config.model.attention == "sdpa":
-        attention = 2 * query + 2 * shape.kv_heads * shape.head_dim
-    kept = 2 * shape.hidden + attention + (3 if compiled else 4) * shape.intermediate
-    layer = kept * element + 2 * shape.hidden * (element if compiled else 4)
-    if isinstance(config.adapter, LoraConfig) and config.adapter.dropout:
-        layer += sum(wide for wide, _ in _targeted(config, shape)) * element
-    if config.model.attention == "eager":
-        layer += shape.heads * length * (4 + element)
-    layers = shape.layers * layer
-    if config.train.activation_checkpointing is True:
-        layers = shape.layers * shape.hidden * element + layer
-    per_token = layers + 3 * shape.intermediate * element
-    return tokens * per_token * _HOLES[worker.device]
+    key, by_documents = shape.kv_heads * shape.head_dim, on_gpu and element == 2 and not is_eager
+    inputs = sum(wide for wide, _ in _targeted(config, shape)) if _drops(config) else 0
+    products = 2 * query + 2 * (key if by_documents or not compiled else query)
+    scores = shape.heads * length if is_eager else 0
+    match policy:
+        case "none":
+            attention = products if by_documents else 4 * query + length
+            kept = 2 * shape.hidden + attention + (3 if compiled else 4) * shape.intermediate
+            states = 2 * shape.hidden * (element if compiled else 4)
+            return states + (kept + inputs + scores) * element + 4 * scores
+        case "layer" | "offload":
+            return shape.hidden * element
+        case "pointwise":
+            kept = (2 if compiled else 3) * shape.hidden + products + 2 * shape.intermediate
+        case "mlp":
+            kept = 2 * shape.hidden + products
+    return (kept + scores * compiled) * element + inputs * compiled
+
+
+def _drops(config: RunConfig) -> bool:
+    return isinstance(config.adapter, LoraConfig) and config.adapter.dropout > 0
 
 
 # The C library's heap keeps holes where tensors were: a worker on CPU was measured to hold twice
 # the formula above, and just that with MALLOC_MMAP_THRESHOLD_=1000000. CUDA's allocator has few.
 _HOLES = {"cpu": 2, "gpu": 1}
+
+
+def _on_host(config: RunConfig, shape: ModelShape, tokens: int, worker: Worker) -> int:
+    """Bytes of the states that wait there, one [hidden] a layer; torch pins powers of 2."""
+    if worker.device == "cpu" or config.train.activation_checkpointing != "offload":
+        return 0
+    state = tokens * shape.hidden * bytes_per_element(config, worker)
+    return shape.layers * (1 << (state - 1).bit_length())
 
 
 def _logits(shape: ModelShape, tokens: int, element: int, *, trains_head: bool) -> int:

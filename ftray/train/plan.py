@@ -9,7 +9,7 @@ import yaml
 from ftray.config.base import override
 from ftray.config.cluster import READ_CPUS, ClusterConfig, NodesConfig
 from ftray.config.paths import is_path
-from ftray.config.run import BUILTIN_MODEL, LoraConfig, RunConfig
+from ftray.config.run import BUILTIN_MODEL, ActivationPolicy, LoraConfig, RunConfig
 from ftray.errors import ConfigError, did_you_mean
 from ftray.model.shape import ModelShape
 from ftray.train.advice import advice
@@ -48,7 +48,7 @@ class Plan:
     method: str
     strategy: Literal["ddp", "fsdp"]
     dtype: Literal["float32", "bfloat16"]
-    recompute: bool
+    activations: ActivationPolicy
     choice: str
     worker: Worker
     parameters: int | None
@@ -75,7 +75,7 @@ def make_plan(
         method=config.adapter.method,
         strategy=config.strategy,
         dtype="bfloat16" if bytes_per_element(config, worker) == 2 else "float32",
-        recompute=choice.recompute,
+        activations=choice.activations,
         choice=choice.reason,
         worker=worker,
         parameters=None if shape is None else shape.parameters,
@@ -209,8 +209,10 @@ def _remedies(config: RunConfig, shape: ModelShape, worker: Worker) -> list[str]
     """Settings each of which alone would make the run fit, the cheapest first."""
     changes: list[dict[str, Any]] = [
         {"train.micro_batch_size": "auto"},
-        {"train.activation_checkpointing": True},
-        {"train.activation_checkpointing": True, "train.micro_batch_size": 1},
+        {"train.activation_checkpointing": "auto"},
+        {"train.activation_checkpointing": "layer"},
+        {"train.activation_checkpointing": "layer", "train.micro_batch_size": 1},
+        {"train.activation_checkpointing": "offload", "train.micro_batch_size": 1},
         {"scaling.strategy": "fsdp"},
         {"train.optimizer": "adamw_8bit"},
         {"data.max_length": config.data.max_length // 2},

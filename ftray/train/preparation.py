@@ -63,7 +63,7 @@ def _plan(
     """Count the steps, and decide what the workers will be told."""
     total_steps, described = plan_batches(config, run, feed)
     work = Work(
-        config=override(config, {"train.activation_checkpointing": choice.recompute}),
+        config=override(config, {"train.activation_checkpointing": choice.activations}),
         run=run,
         feed=feed,
         micro_batch_size=choice.micro,

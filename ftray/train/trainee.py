@@ -12,7 +12,14 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from ftray.config.run import FullConfig, LoraConfig, QloraConfig, RunConfig, TrainConfig
+from ftray.config.run import (
+    ActivationPolicy,
+    FullConfig,
+    LoraConfig,
+    QloraConfig,
+    RunConfig,
+    TrainConfig,
+)
 from ftray.model import loss
 from ftray.model.adapter import Attached, attach, freeze
 from ftray.model.attention import DOCUMENTS, set_attention, takes_documents
@@ -73,12 +80,7 @@ def build_trainee(
     model = LanguageModel(attached.model, attached.routing)
     compiled, why = is_compiled(config.train, place.device)
     captured, reason = is_captured(config, attached.model, compiled=compiled, pays=graphs_pay)
-    recompute = config.train.activation_checkpointing is True
-    if compiled:
-        model.compile_layers(recompute=recompute)
-    elif recompute:
-        how = {"use_reentrant": False}
-        attached.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+    model.keep(activations(config.train), compiled=compiled)
     if place.is_first:
         _tell(config, base, f"{str(dtype).removeprefix('torch.')} on {place.device}")
         logger.info("train.compile=%s: %s", str(compiled).lower(), why)
@@ -155,6 +157,12 @@ def _set_documents(model: PreTrainedModel, config: RunConfig, dtype: torch.dtype
     if does:
         set_attention(model, DOCUMENTS)
     return does
+
+
+def activations(train: TrainConfig) -> ActivationPolicy:
+    """What layers keep; `auto` has been settled where it can be, and keeps all where not."""
+    policy = train.activation_checkpointing
+    return "none" if policy == "auto" else policy
 
 
 def is_compiled(train: TrainConfig, device: torch.device) -> tuple[bool, str]:

@@ -40,7 +40,7 @@ def train_given(handover: Handover) -> Ended:
         asked = ". ".join(first_line(error).split(". ")[:2])
         raise OutOfMemoryError(
             f"a worker's GPU ran out of memory: {asked}",
-            "set train.micro_batch_size=1, train.activation_checkpointing=true,"
+            "set train.micro_batch_size=1, train.activation_checkpointing=layer or offload,"
             " or a smaller data.max_length",
         ) from None
 

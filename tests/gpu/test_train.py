@@ -32,7 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora fp32": {"model": {"dtype": "float32"}},
     "lora with dropout": {"adapter": {"rank": 8, "dropout": 0.1}},
     "lora compiled": {"train": {"compile": True}},
-    "lora recomputing": {"train": {"activation_checkpointing": True}},
+    "lora recomputing": {"train": {"activation_checkpointing": "layer"}},
     "lora over fp8": {"adapter": {"rank": 8, "base_precision": "fp8"}},
     "lora over fp8 compiled": {
         "adapter": {"rank": 8, "base_precision": "fp8"},
@@ -97,7 +97,7 @@ def test_a_table_in_the_hosts_memory_changes_no_number(
     adapter = {"method": method, "rank": 8}
 
     def learned(objective: str) -> tuple[list[torch.Tensor], int]:
-        train = {"objective": objective, "activation_checkpointing": True}
+        train = {"objective": objective, "activation_checkpointing": "layer"}
         config = config_of(untied_folder, {"adapter": adapter, "train": train})
         before = torch.cuda.memory_allocated()
         trainee = build_trainee(config, untied_folder, place, str(tmp_path))

@@ -10,15 +10,21 @@ import torch
 
 from ftray.config.run import RunConfig
 from ftray.errors import OutOfMemoryError, TrainError, first_line
+from ftray.model.activations import keep_activations
 from ftray.model.adapter import freeze
-from ftray.model.base import load_base, resolve_dtype
+from ftray.model.base import decoder_layers, load_base, resolve_dtype
 from ftray.model.lanes import compile_between
 from ftray.model.loss import check
 from ftray.model.shape import read_shape
 from ftray.train.metrics import Line, Value
 from ftray.train.mfu import Speed
 from ftray.train.nans import not_a_number
-from ftray.train.trainee import attend_to_documents, is_compiled, leave_table_on_host
+from ftray.train.trainee import (
+    activations,
+    attend_to_documents,
+    is_compiled,
+    leave_table_on_host,
+)
 from ftray.tune.packed.bank import Bank
 from ftray.tune.packed.intake import Intake, Tables, Tokens
 from ftray.tune.packed.passes import Found, Passes, Work
@@ -38,7 +44,7 @@ class PackedTrainer:
     What a trial learns does not depend on who else is there, but for the rounding of sums. How it
     is computed is the host's: of a trial's config, `train.micro_batch_size`,
     `train.activation_checkpointing`, `train.compile` and `scaling` play no part; the base's say
-    whether activations are computed twice, and whether what lies between products is compiled.
+    which activations are computed twice, and whether what lies between products is compiled.
     """
 
     def __init__(
@@ -62,9 +68,7 @@ class PackedTrainer:
         logger.info("train.compile=%s: %s", str(compiled).lower(), why)
         if compiled:
             compile_between(model)
-        if base.train.activation_checkpointing is True:
-            recompute = {"use_reentrant": False}
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
+        keep_activations(decoder_layers(model), activations(base.train), compiled=False)
         self._tables = tokens if isinstance(tokens, Tables) else Tables.of(tokens)
         self._passes = Passes(model, self._bank, capacity.tokens)
         self._speed = Speed.of(shape, device, base.data.max_length, frozen_base=True)
@@ -205,7 +209,7 @@ def _measured(slot: Slot, loss: float) -> Outcome:
 def _too_large(slot: Slot) -> TrialError:
     return TrialError(
         f"trial {slot.trial.id} ran out of memory with a single row",
-        "lower data.max_length, or set train.activation_checkpointing=true",
+        "lower data.max_length, or set train.activation_checkpointing=layer",
     )
 
 

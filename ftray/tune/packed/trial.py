@@ -66,6 +66,11 @@ def check_shares(base: RunConfig, trial: Trial) -> None:
             " trials share a base",
             "set train.optimizer=adamw",
         )
+    if (policy := base.train.activation_checkpointing) in ("pointwise", "mlp", "offload"):
+        raise ConfigError(
+            f"train.activation_checkpointing={policy} is not supported where trials share a base",
+            "set train.activation_checkpointing to none or layer",
+        )
 
 
 def _differing(base: RunConfig, config: RunConfig) -> list[str]:

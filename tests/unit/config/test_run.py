@@ -93,6 +93,12 @@ def test_rslora_divides_by_the_root_of_the_rank():
             "adamw_8bit cannot hold sharded weights: set scaling.strategy=ddp",
         ),
         (["tracking=[tensorbord]"], "did you mean 'tensorboard'"),
+        (
+            ["train.activation_checkpointing=true"],
+            r"train\.activation_checkpointing: true is called 'layer' now: set layer, or auto",
+        ),
+        (["train.activation_checkpointing=false"], "false is called 'none' now: set none"),
+        (["train.activation_checkpointing=layers"], "did you mean 'layer'"),
     ],
 )
 def test_what_cannot_be_run_is_refused(run_file: Path, overrides: list[str], message: str):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from ftray.config.run import FullConfig, LoraConfig, ModelConfig, QloraConfig
+from ftray.config.run import FullConfig, LoraConfig, ModelConfig
 from ftray.errors import ModelError
 from ftray.model.adapter import attach
 from ftray.model.base import load_base, load_tokenizer
@@ -153,19 +153,6 @@ def test_tied_embeddings_get_the_gradient_of_both_uses(tiny_folder):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
-def test_activation_checkpointing_changes_no_gradient(tiny_folder):
-    gradients = []
-    for recompute in (True, False):
-        model = language_model(tiny_folder, dropout=0.3).train()
-        model.routing.seed_rows([12345])
-        if recompute:
-            model.model.activation_checkpointing_enable({"use_reentrant": False})
-        model(*packed()).backward()
-        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
-
-    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
-
-
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo
 def test_a_compiled_layer_is_one_graph(tiny_folder):
@@ -179,31 +166,6 @@ def test_a_compiled_layer_is_one_graph(tiny_folder):
     for ours, theirs in zip(compiled.parameters(), model.parameters(), strict=True):
         if ours.requires_grad:
             torch.testing.assert_close(ours.grad, theirs.grad)
-
-
-@pytest.mark.full
-@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself in many ways
-def test_a_compiled_layer_that_recomputes_takes_all_products_twice_but_the_last(tiny_folder):
-    def taken(*, recompute: bool) -> tuple[int, list[torch.Tensor]]:
-        base = load_base(tiny_folder, ModelConfig(name=str(tiny_folder)), CPU)
-        attached = attach(base, QloraConfig(rank=4), seed=0)
-        for name, parameter in attached.trainable.items():
-            if "lora_B" in name:
-                torch.nn.init.constant_(parameter, 0.01)
-        model = LanguageModel(attached.model, attached.routing).train()
-        model.compile_layers(recompute=recompute)
-        model(*packed()).backward()  # compiled here
-        with torch.profiler.profile() as seen:
-            model(*packed()).backward()
-        events = {event.key: event.count for event in seen.key_averages()}
-        return events["ftray::nf4_product"], [p.grad for p in attached.trainable.values()]
-
-    twice, found = taken(recompute=True)
-    once, expected = taken(recompute=False)
-
-    assert twice - once == 6 * 2  # of each layer's seven
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
 
 
 def test_batched_generation_equals_one_by_one_and_keeps_the_mode(tiny_folder):

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftray.config.run import (
+    ActivationPolicy,
     AdapterConfig,
     FullConfig,
     LoraConfig,
@@ -41,17 +42,25 @@ ADAPTERS: dict[str, AdapterConfig] = {
     "lora": LoraConfig(rank=4),
     "lora-dropout": LoraConfig(rank=4, dropout=0.2),
     "qlora": QloraConfig(rank=4),
-    "lora-recomputed": LoraConfig(rank=4),
+    "lora-offload": LoraConfig(rank=4),
+    "lora-mlp": LoraConfig(rank=4),
     "full": FullConfig(),
     "full-bf16": FullConfig(),
-    "full-recomputed": FullConfig(),
+    "full-layer": FullConfig(),
+    "full-pointwise": FullConfig(),
+}
+
+KEPT: dict[str, ActivationPolicy] = {
+    "lora-mlp": "mlp",
+    "lora-offload": "offload",
+    "full-pointwise": "pointwise",
+    "full-layer": "layer",
 }
 
 SAVED = {"full": "fsdp", "lora": "ddp"}
 
-TOGETHER = [(kind, way) for kind in ADAPTERS for way in ("ddp", "fsdp") if kind[-3:] != "ted"] + [
-    ("lora-recomputed", "fsdp"),
-    ("full-recomputed", "fsdp"),
+TOGETHER = [(kind, way) for kind in ADAPTERS for way in ("ddp", "fsdp") if kind not in KEPT] + [
+    *((kind, "fsdp") for kind in KEPT),
     ("lora", "read"),
     ("qlora", "read"),
     ("full", "read"),
@@ -136,8 +145,7 @@ def learner(folder: Path, kind: str, strategy: str, place: Place) -> Learner:
     base = blank.model if blank else load_base(folder, config, place.device)
     attached = attach(base, ADAPTERS[kind], seed=0, device=place.device)
     model = LanguageModel(base, attached.routing)
-    if kind.endswith("recomputed"):
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+    model.keep(KEPT.get(kind, "none"), compiled=False)
     dtype = torch.bfloat16 if kind.endswith("bf16") else torch.float32
     is_full, is_sharded = kind.startswith("full"), strategy != "ddp"
     if is_sharded:

@@ -18,9 +18,9 @@ from ftray.train.step import share
 from ftray.train.traffic import traffic
 
 KINDS = ("lora", "lora-dropout", "qlora", "full")
+RECOMPUTED = ("lora-mlp", "lora-offload", "full-pointwise", "full-layer")
 CASES = [(kind, strategy) for kind in KINDS for strategy in ("ddp", "fsdp")] + [
-    ("lora-recomputed", "fsdp"),
-    ("full-recomputed", "fsdp"),
+    (kind, "fsdp") for kind in RECOMPUTED
 ]
 
 Seen = dict[str, Any]
@@ -76,8 +76,8 @@ def test_workers_that_read_their_own_rows_take_the_very_steps_of_those_that_load
 
 
 def test_recomputed_activations_give_the_same_losses_and_gradients(alone: Seen) -> None:
-    for kind in ("lora", "full"):
-        plain, recomputed = (alone[name] for name in (kind, f"{kind}-recomputed"))
+    for kind in RECOMPUTED:
+        plain, recomputed = alone[kind.partition("-")[0]], alone[kind]
         assert (recomputed["losses"], recomputed["norms"]) == (plain["losses"], plain["norms"])
 
 

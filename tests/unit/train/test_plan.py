@@ -21,6 +21,7 @@ TREE = {
 }
 LAPTOP = Machine(cpus=8, memory=32 * GIB)
 H100 = Worker("gpu", 1, 76 * GIB, "a test")
+ON_CPU = replace(H100, device="cpu")
 LLAMA_8B = ModelShape(
     layers=32,
     hidden=4096,
@@ -74,13 +75,13 @@ def test_lora_trains_rank_times_in_plus_out_of_each_target():
     [
         # One H100, bf16, rank 16, 2048 tokens a row, compiled layers: peak of the allocator.
         ({"train__compile": True}, 4, 50.5),
-        ({"train__compile": True, "train__activation_checkpointing": True}, 8, 25.1),
+        ({"train__compile": True, "train__activation_checkpointing": "layer"}, 8, 25.1),
         # One H200, each from its own benchmark row
         ({}, 4, 50.5),
         ({"adapter__base_precision": "fp8"}, 4, 50.5),
         ({"adapter__method": "qlora"}, 4, 40.9),
-        ({"adapter__method": "qlora", "train__activation_checkpointing": True}, 4, 10.4),
-        ({"adapter__method": "qlora", "train__activation_checkpointing": True}, 2, 8.2),
+        ({"adapter__method": "qlora", "train__activation_checkpointing": "layer"}, 4, 10.4),
+        ({"adapter__method": "qlora", "train__activation_checkpointing": "layer"}, 2, 8.2),
         ({"train__max_steps": 11}, 4, 61.5),  # too few to be compiled
     ],
 )
@@ -95,7 +96,7 @@ def test_the_estimate_is_near_what_was_measured(
 def test_what_saves_memory_lowers_its_own_part():
     plain = needed(config(), 4)
     qlora = needed(config(adapter__method="qlora"), 4)
-    checkpointed = needed(config(train__activation_checkpointing=True), 4)
+    checkpointed = needed(config(train__activation_checkpointing="layer"), 4)
     assert qlora.weights == pytest.approx(5.7 * 1e9, rel=0.02)
     same = replace(qlora, weights=plain.weights, loading=plain.loading)
     assert same == plain
@@ -136,7 +137,7 @@ def test_sharding_divides_what_is_trained_whole():
 
 
 def test_a_base_that_shrinks_must_fit_a_host_before_it_does_and_never_a_gpu():
-    qlora = config(adapter__method="qlora", train__activation_checkpointing=True)
+    qlora = config(adapter__method="qlora", train__activation_checkpointing="layer")
     assert needed(qlora).peak == sum(needed(qlora).parts.values())
     tight = needed(qlora, 1, replace(H100, device="cpu"))
     assert tight.peak == tight.loading + tight.overhead
@@ -146,7 +147,7 @@ def test_a_base_that_is_sharded_is_never_whole_on_a_worker():
     on_cpus = replace(H100, device="cpu", count=8)
     for adapter in ({"method": "qlora"}, {"method": "full"}, {"method": "lora"}):
         changes = {"adapter": adapter, "scaling__num_workers": 8, "scaling__strategy": "fsdp"}
-        found = needed(config(**changes, train__activation_checkpointing=True), 1, on_cpus)
+        found = needed(config(**changes, train__activation_checkpointing="layer"), 1, on_cpus)
         assert found.peak == sum(found.parts.values())
 
 
@@ -169,7 +170,7 @@ def chosen(run: RunConfig, worker: Worker, shape: ModelShape | None = LLAMA_8B) 
 def test_auto_takes_about_the_largest_micro_batch_that_fits_a_cpu():
     run = config(train__global_batch_size=12)
     cpu = replace(H100, device="cpu", memory=needed(run, 4, replace(H100, device="cpu")).peak)
-    assert (chosen(run, cpu).micro, chosen(run, cpu).recompute) == (3, False)  # 4: 2 % faster
+    assert (chosen(run, cpu).micro, chosen(run, cpu).activations) == (3, "none")  # 4: 2 % faster
     assert chosen(run, replace(cpu, memory=GIB)).micro == 1
     assert chosen(run, replace(cpu, memory=None)).micro == 1
     assert chosen(run, cpu, None).micro == 1
@@ -178,14 +179,48 @@ def test_auto_takes_about_the_largest_micro_batch_that_fits_a_cpu():
 
 def test_a_gpu_computes_nothing_twice_that_it_can_keep():
     large = chosen(config(), H100)
-    assert (large.micro, large.recompute) == (4, False)
-    assert "activations kept: the fastest that fits" in large.reason
-    small = chosen(config(), replace(H100, memory=24 * GIB))
-    assert (small.micro, small.recompute) == (4, True)
-    assert small.memory is not None
-    assert small.memory.peak <= 24 * GIB
-    told = chosen(config(train__activation_checkpointing=True), H100)
-    assert told.recompute is True
+    assert (large.micro, large.activations) == (4, "none")
+    assert "all activations kept: the fastest that fits" in large.reason
+    told = chosen(config(train__activation_checkpointing="layer"), H100)
+    assert told.activations == "layer"
+
+
+def test_the_less_memory_there_is_the_more_is_computed_twice():
+    run, found = config(train__micro_batch_size=4), []
+    needs = {
+        policy: needed(config(train__activation_checkpointing=policy), 4).peak
+        for policy in ("none", "pointwise", "mlp", "layer", "offload")
+    }
+    for policy, peak in needs.items():
+        choice = chosen(run, replace(H100, memory=peak))
+        assert choice.activations == policy
+        if found:
+            assert f"{found[-1]} needs {needs[found[-1]] / GIB:.1f} GiB" in choice.reason
+        found.append(policy)
+    least = chosen(run, replace(H100, memory=needs["offload"] - 1))
+    assert least.activations == "offload"
+    assert "too much" in least.reason
+
+
+def test_a_model_whose_mlp_has_another_name_is_never_asked_for_it():
+    names = {name.replace("mlp.", "ffn."): size for name, size in LLAMA_8B.linear.items()}
+    room = needed(config(train__activation_checkpointing="mlp"), 4).peak
+    run, other = config(train__micro_batch_size=4), replace(LLAMA_8B, linear=names)
+    assert chosen(run, replace(H100, memory=room), other).activations == "layer"
+
+
+def test_activations_leave_the_gpu_only_where_nothing_else_fits_or_for_a_quarter_of_all():
+    saving = {"train__objective": "memory", "adapter__method": "qlora"}
+    short, long = (chosen(config(**saving, data__max_length=n), H100) for n in (2048, 32768))
+    assert (short.activations, long.activations) == ("layer", "offload")
+    layer = needed(
+        config(**saving, data__max_length=32768, train__activation_checkpointing="layer")
+    )
+    assert f"{layer.peak / GIB:.1f} GiB with layer" in long.reason
+    assert long.memory is not None
+    assert long.memory.on_host == 32 * 32768 * 4096 * 2
+    assert chosen(config(**saving, data__max_length=32768), ON_CPU).activations == "layer"
+    assert needed(config(train__activation_checkpointing="offload"), 4, ON_CPU).on_host == 0
 
 
 def test_of_equally_fast_ways_the_smallest_is_taken():
@@ -198,10 +233,10 @@ def test_of_equally_fast_ways_the_smallest_is_taken():
 def test_the_memory_objective_computes_twice_and_keeps_the_gpu_busy():
     run = config(train__objective="memory", adapter__method="qlora")
     found = chosen(run, H100)
-    assert (found.micro, found.recompute) == (4, True)
+    assert (found.micro, found.activations) == (4, "layer")
     assert found.memory is not None
     assert found.memory.peak - found.memory.overhead < 10 * GIB
-    assert chosen(run, replace(H100, memory=None)).recompute is True
+    assert chosen(run, replace(H100, memory=None)).activations == "layer"
 
 
 def test_the_memory_objective_leaves_a_frozen_table_on_the_host():
@@ -260,10 +295,11 @@ def test_too_few_cpus_are_told_with_the_one_for_reading():
 
 def test_what_does_not_fit_comes_with_what_would():
     nodes = [NodesConfig(cpus=8, memory_gib=32, gpus=1, gpu_memory_gib=24)]
-    run = config(train__micro_batch_size=4, train__activation_checkpointing=False)
+    run = config(train__micro_batch_size=4, train__activation_checkpointing="none")
     found = make_plan(run, LLAMA_8B, ClusterConfig(nodes=nodes), LAPTOP)
     assert found.fits is False
-    assert "train.activation_checkpointing=true" in found.verdict
+    assert "would fit: train.activation_checkpointing=auto | " in found.verdict
+    assert "train.activation_checkpointing=layer | " in found.verdict
 
 
 def test_nothing_is_invented_for_an_unknown_model_or_cluster():

@@ -12,21 +12,17 @@ from ftray.model.adapter import lora_layers
 from ftray.model.nf4 import Nf4Linear
 from ftray.train.trainee import is_compiled, load_for_training
 
-pytestmark = pytest.mark.filterwarnings(
-    # transformers 5.23 renames it; the version that we need at least has the old name only
-    "ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"
-)
-
 Learning = Callable[[dict[str, Any]], Any]
 LORA = {"adapter": {"method": "lora", "rank": 4, "dropout": 0.2}}
 
 
+@pytest.mark.parametrize("policy", ["pointwise", "mlp", "layer", "offload"])
 @pytest.mark.parametrize("changes", [LORA, {"adapter": {"method": "full"}}])
 def test_recomputed_activations_give_the_same_steps(
-    changes: dict[str, Any], learner: Learning
+    changes: dict[str, Any], policy: str, learner: Learning
 ) -> None:
     plain = learner(changes)
-    recomputing = learner({**changes, "train.activation_checkpointing": True})
+    recomputing = learner({**changes, "train.activation_checkpointing": policy})
     for step in range(2):
         assert recomputing.step(step) == plain.step(step)
     expected = plain.weights()

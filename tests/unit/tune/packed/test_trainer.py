@@ -247,11 +247,8 @@ def test_a_trial_that_alone_has_no_memory_fails_alone(packed, trial_of):
     assert found["short rows"]["step"] == 1
 
 
-@pytest.mark.filterwarnings(  # its new name came after the oldest transformers that we support
-    "ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"
-)
 @pytest.mark.parametrize(
-    "changes", [{"train.activation_checkpointing": True}, {"model.dtype": "bfloat16"}]
+    "changes", [{"train.activation_checkpointing": "layer"}, {"model.dtype": "bfloat16"}]
 )
 def test_a_host_computes_as_the_base_says(packed, trial_of, alone, changes):
     trainer, names = packed(changes), ["plain", "rank 16, no packing", "dropout"]
