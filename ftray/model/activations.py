@@ -6,9 +6,10 @@ time under autograd's checkpoints (Chen et al. 2016, arXiv:1604.06174), in which
 kept (selective recomputation: Korthikanti et al. 2022, arXiv:2205.05198, section 5).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -38,50 +39,40 @@ def keep_activations(
     for layer in layers:
         match policy:
             case "mlp" if compiled:
-                _extend(_mlp(layer), Recomputed)
+                _change(_mlp(layer), _recomputed)
             case "mlp":
-                _extend(_mlp(layer), WithoutProducts)
-                _extend(layer, RecomputedButProducts)
+                _change(_mlp(layer), _without_products)
+                _change(layer, _recomputed_but_products)
             case "pointwise" if not compiled:
-                _extend(layer, RecomputedButProducts)
+                _change(layer, _recomputed_but_products)
             case "layer" | "offload" if not compiled:
-                _extend(layer, Recomputed)
+                _change(layer, _recomputed)
 
 
-class Recomputed(nn.Module):
-    """Mixed into a module's class: its inputs are kept, and it runs again for its gradients."""
-
-    def forward(self, *args: Any, **told: Any) -> Any:
-        """What the module itself returns."""
-        forward = super().forward
-        if not (self.training and torch.is_grad_enabled()):
-            return forward(*args, **told)
-        return self._checkpointed(forward, *args, **told)
-
-    def _checkpointed(self, forward: Callable[..., Any], *args: Any, **told: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, **told)
+Forward = Callable[..., Any]
 
 
-class RecomputedButProducts(Recomputed):
-    """The same, but for what products of matrices and attention have come to."""
-
-    def _checkpointed(self, forward: Callable[..., Any], *args: Any, **told: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, context_fn=_contexts, **told)
+def _recomputed(forward: Forward) -> Forward:
+    """Keep a module's inputs, and run it again for its gradients."""
+    return _twice(forward, partial(checkpoint, use_reentrant=False))
 
 
-class WithoutProducts(nn.Module):
-    """Mixed into a part of such a module: of this part products are not kept either."""
-
-    def forward(self, *args: Any, **told: Any) -> Any:
-        """What the module itself returns."""
-        before = _keeps_products.set(False)
-        try:
-            return super().forward(*args, **told)
-        finally:
-            _keeps_products.reset(before)
+def _recomputed_but_products(forward: Forward) -> Forward:
+    """Do so, but keep what products of matrices and attention come to."""
+    return _twice(forward, partial(checkpoint, use_reentrant=False, context_fn=_contexts))
 
 
-_keeps_products = ContextVar("_keeps_products", default=True)
+def _without_products(forward: Forward) -> Forward:
+    """Keep nothing of this part of such a module."""
+    return _keeping_nothing()(forward)
+
+
+def _twice(forward: Forward, run: Forward) -> Forward:
+    return lambda module, *args, **told: (
+        run(partial(forward, module), *args, **told)
+        if module.training and torch.is_grad_enabled()
+        else forward(module, *args, **told)
+    )
 
 
 _FLAGS = (
@@ -99,12 +90,11 @@ def _tell_compiler(policy: ActivationPolicy) -> None:
     attention, and operations that it doesn't know.
     """
     budget = 0.0 if policy in ("layer", "offload") else 1.0
-    wanted = {"activation_memory_budget": budget}
+    wanted: dict[str, float | bool] = {"activation_memory_budget": budget}
     wanted |= dict.fromkeys(_FLAGS, policy not in ("pointwise", "mlp"))
-    if any(getattr(functorch, name) != value for name, value in wanted.items()):
+    if not wanted.items() <= functorch.get_config_copy().items():
         torch.compiler.reset()  # else layers compiled before, for another policy, are taken
-    for name, value in wanted.items():
-        setattr(functorch, name, value)
+        functorch.load_config(wanted)
 
 
 def _mlp(layer: nn.Module) -> nn.Module:
@@ -117,14 +107,15 @@ def _mlp(layer: nn.Module) -> nn.Module:
         ) from None
 
 
-def _extend(module: Any, mixed_in: Any) -> None:
-    """Put a class before a module's own, as FSDP2 does: names, attributes and weights stay."""
-    module.__class__ = _extended(type(module), mixed_in)
+def _change(module: nn.Module, how: Callable[[Forward], Forward]) -> None:
+    """Give a module a class with another forward pass, as FSDP2 does: names and weights stay."""
+    own: Any = type(module)
+    module.__class__ = _changed(own, how)
 
 
 @cache
-def _extended(own: Any, mixed_in: Any) -> Any:
-    return type(f"{mixed_in.__name__}{own.__name__}", (mixed_in, own), {})
+def _changed(own: Any, how: Callable[[Forward], Forward]) -> Any:
+    return type(f"Kept{own.__name__}", (own,), {"forward": how(own.forward)})
 
 
 _ATEN = torch.ops.aten
@@ -141,11 +132,23 @@ _ALWAYS = (
 _THIN = 16  # a product as thin as an adapter's is sooner computed than kept: it is as wide as W·x
 
 
+_keeps_products = ContextVar("_keeps_products", default=True)
+
+
+@contextmanager
+def _keeping_nothing() -> Iterator[None]:
+    before = _keeps_products.set(False)
+    try:
+        yield
+    finally:
+        _keeps_products.reset(before)
+
+
 def _contexts() -> Any:
-    return create_selective_checkpoint_contexts(_chosen)
+    return create_selective_checkpoint_contexts(lambda _, what, *args, **__: _chosen(what, args))
 
 
-def _chosen(_: Any, operation: Any, *args: Any, **__: Any) -> CheckpointPolicy:
+def _chosen(operation: Any, args: Sequence[Any]) -> CheckpointPolicy:
     is_costly = operation in _ALWAYS or (operation in _PRODUCTS and not _is_thin(*args[-2:]))
     is_kept = is_costly and _keeps_products.get()
     return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
     from bitsandbytes.functional import QuantState
@@ -59,7 +58,7 @@ class Nf4Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out] in the precision of x."""
         scales = [self.get_buffer(name) for name in self.scales]
-        out: Tensor = _Nf4Product.apply(x, self.weight, *scales)  # type: ignore[no-untyped-call]  # torch
+        out: Tensor = _product(x, self.weight, scales, backward=False)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
@@ -88,22 +87,6 @@ def _register(layer: nn.Module, state: "QuantState") -> tuple[str, ...]:
     return tuple(scales)
 
 
-class _Nf4Product(torch.autograd.Function):
-    """x·Wᵀ; keeps the packed weight alone, so a step holds no dequantized copy of the model."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: Tensor, *scales: Tensor) -> Tensor:
-        ctx.save_for_backward(packed, *scales)
-        out: Tensor = _product(x, packed, list(scales), backward=False)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        packed, *scales = ctx.saved_tensors
-        return _product(grad, packed, scales, backward=True), None, *[None] * len(scales)
-
-
 @torch.library.custom_op("ftray::nf4_product", mutates_args=())
 def _product(x: Tensor, packed: Tensor, scales: list[Tensor], *, backward: bool) -> Tensor:
     """x·Wᵀ, or x·W in the backward pass.
@@ -119,6 +102,21 @@ def _product(x: Tensor, packed: Tensor, scales: list[Tensor], *, backward: bool)
 def _(x: Tensor, packed: Tensor, scales: list[Tensor], *, backward: bool) -> Tensor:
     out, quarter = packed.shape
     return x.new_empty((*x.shape[:-1], 4 * quarter if backward else out))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Tensor) -> None:
+    """The packed weight alone, so a step holds no dequantized copy of the model."""
+    _, packed, scales = inputs
+    ctx.save_for_backward(packed, *scales)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    packed, *scales = ctx.saved_tensors
+    return _product(grad, packed, scales, backward=True), None, [None] * len(scales)
+
+
+# No autograd function: inside of one torch 2.11 forgets what a checkpoint says of its operations.
+_product.register_autograd(_backward, setup_context=_keep)
 
 
 def _dequantized(

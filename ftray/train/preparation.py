@@ -19,7 +19,7 @@ from ftray.runs import CheckpointRecord, Run
 from ftray.train.choice import Choice, settle
 from ftray.train.feed import plan_batches, provided
 from ftray.train.machine import gpu_memory
-from ftray.train.memory import GIB, USABLE_OF_GPU, Worker
+from ftray.train.memory import GIB, USABLE_OF_GPU, Memory, Worker
 from ftray.train.work import Feed, Work
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def _planned(
     choice = settle(config, shape, worker)
     logger.info("%s", choice.reason)
     if choice.memory is not None:
-        _check_memory(choice.memory.peak, worker, allotment, machines)
+        _check_memory(choice.memory, worker, allotment, machines)
     return choice
 
 
@@ -113,9 +113,14 @@ def _gpu_memory(node: Node) -> tuple[int, ...]:
     return sizes
 
 
-def _check_memory(needed: int, worker: Worker, allotment: Allotment, machines: list[Node]) -> None:
+def _check_memory(
+    memory: Memory, worker: Worker, allotment: Allotment, machines: list[Node]
+) -> None:
+    needed, on_host = memory.peak, memory.on_host
     if worker.device == "cpu":
-        cluster.check_fit(allotment, needed, machines)
-    elif worker.memory is not None and needed > worker.memory:
+        on_host = needed
+    if on_host:
+        cluster.check_fit(allotment, on_host, machines)
+    if worker.device == "gpu" and worker.memory is not None and needed > worker.memory:
         numbers = f"{needed / GIB:.1f} of {worker.memory / GIB:.1f} GiB"
         logger.warning("a worker's GPU may not hold the run: about %s; see ftray check", numbers)

@@ -252,6 +252,16 @@ def _launched_and_captured(name: str, method: str = "lora", **changed: Any) -> l
     ]
 
 
+def _kept(name: str, policy: str, method: str = "lora", **changed: Any) -> Figures:
+    """A case whose layers keep as much as a policy says, four rows in a micro-batch."""
+    own = {"train.micro_batch_size": 4, "train.activation_checkpointing": policy}
+    own |= changed.pop("changes", {})
+    given: Figures = {"batch": 8, "warm": 1, "steps": 3} | changed
+    return _case(f"{name}, {policy}", "ftray", method, **given, changes=own)
+
+
+# One row that fills 76 GiB even where only its layers' inputs are kept: it is tried once.
+_VERY_LONG: Figures = {"length": 131072, "batch": 1, "warm": 0, "steps": 1}
 SUITES: dict[str, list[Figures]] = {
     "quick": [
         _case(name, "ftray", method, shape="tiny", length=256, steps=2)
@@ -281,6 +291,14 @@ SUITES: dict[str, list[Figures]] = {
         *_launched_and_captured("lora bf16", shape="qwen-1.5b"),
         *_launched_and_captured("lora bf16", shape="qwen-1.5b", length=2048),
         *_launched_and_captured("full", "full", shape="qwen-1.5b"),
+    ],
+    "activations": [
+        *(_kept("lora bf16", one) for one in ("none", "pointwise", "mlp", "layer", "offload")),
+        *(
+            _kept("lora bf16, one row", one, **_VERY_LONG, changes={"train.micro_batch_size": 1})
+            for one in ("offload", "layer")
+        ),
+        *(_kept("qlora nf4", one, "nf4") for one in ("none", "mlp", "offload")),
     ],
     "ray": [
         _case(
@@ -363,7 +381,7 @@ def _version(package: str) -> str | None:
 
 
 def _print(rows: list[Figures]) -> None:
-    titles = ("side", "what", "shape × length", "micro, twice", "tokens/s", "labels/s", "MFU")
+    titles = ("side", "what", "shape × length", "micro, kept", "tokens/s", "labels/s", "MFU")
     table = Table(*titles, "GiB", "step, ms", "warm-up, s")
     for row in rows:
         start = (row["side"], row["name"], f"{row['shape']} × {row['length']}")
@@ -372,7 +390,7 @@ def _print(rows: list[Figures]) -> None:
             continue
         table.add_row(
             *start,
-            f"{row['micro']}, {'yes' if row['recompute'] else 'no'}",
+            f"{row['micro']}, {row.get('activations', 'layer' if row['recompute'] else 'none')}",
             f"{row['tokens_per_second']:,.0f}",
             f"{row['label_tokens_per_second']:,.0f}",
             f"{row['mfu']:.1%}",

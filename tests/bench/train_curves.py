@@ -56,7 +56,7 @@ PATHS: dict[str, dict[str, Any]] = {
     "fp8, fast": {**FAST, "adapter.base_precision": "fp8"},
     "nf4, plain": {**PLAIN, "adapter.method": "qlora"},
     "nf4, fast": {**FAST, "adapter.method": "qlora"},
-    "bf16, fast, computed twice": {**FAST, "train.activation_checkpointing": True},
+    "bf16, fast, computed twice": {**FAST, "train.activation_checkpointing": "layer"},
     "fp32, plain": {**PLAIN, "model.dtype": "float32"},
 }
 

@@ -107,12 +107,13 @@ class Ours:
         config = run_of(case)
         worker = Worker("gpu", 1, int(case["gib"] * GIB), "a budget")
         choice = settle(config, read_shape(Path(case["folder"])), worker)
-        self._config = override(config, {"train.activation_checkpointing": choice.recompute})
+        self._config = override(config, {"train.activation_checkpointing": choice.activations})
         self._micro, self._place = choice.micro, Place(0, 1, CUDA)
         memory = choice.memory
         self.about = {
             "micro": choice.micro,
-            "recompute": choice.recompute,
+            "recompute": choice.activations != "none",
+            "activations": choice.activations,
             "graphs": choice.graphs,
             "estimate_gib": memory.allocated / GIB if memory else None,
             "reason": choice.reason,

@@ -35,7 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora with dropout": {"adapter": {"rank": 8, "dropout": 0.1}},
     "lora over fp8, recomputing": {
         "adapter": {"rank": 8, "base_precision": "fp8"},
-        "train.activation_checkpointing": True,
+        "train.activation_checkpointing": "layer",
     },
     "qlora": {"adapter": {"method": "qlora", "rank": 8}},
     "full": {"adapter": {"method": "full"}, "train.learning_rate": 1e-3},

@@ -165,6 +165,15 @@ def test_a_trial_whose_rate_has_no_float_fails_alone(packed, trial_of):
     assert found["sound"]["step"] == 1
 
 
+@pytest.mark.parametrize("policy", ["pointwise", "mlp", "offload"])
+def test_shared_bases_keep_activations_or_layers_inputs_and_nothing_between(
+    packed, trial_of, policy
+):
+    changes = {"train.activation_checkpointing": policy}
+    with pytest.raises(ConfigError, match=f"activation_checkpointing={policy} is not supported"):
+        packed(changes).attach(trial_of("a", changes))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
