@@ -57,6 +57,7 @@ def _settled(config: RunConfig, shape: ModelShape | None, worker: Worker) -> Cho
         for micro in _micro_batches(config)
     ]
     best, why = _best(config, ways, worker.memory)
+    why = why if wanted == "auto" else f"as the run says, {why}"
     return Choice(best.micro, best.policy, best.memory, _reason(best, why, ways, worker.memory))
 
 
@@ -69,14 +70,15 @@ class _Way:
     time: float  # of a token, where 1 is a large micro-batch with nothing computed twice
 
 
-# Measured at 8B on one H100: 15,726 tokens/s without recomputation, 12,272 with. A micro-batch
-# costs about as much as so many tokens more: launches, and matrices too flat for the whole GPU.
-_LAYER = 1.28
+# By whether layers are compiled. At 8B on one H100: 15,726 tokens/s without recomputation, 12,272
+# with. Not compiled, on a core of a CPU: 6 layers of the built-in model, fp32, 1,024 tokens.
+_LAYER = {True: 1.28, False: 1.37}
+# Compiled it is arithmetic, not measured: norms, and the product of gate and up, move 120 KB a
+# token and layer of an 8B base anew. Not compiled it was measured beside the figure above.
+_POINTWISE = {True: 1.025, False: 1.07}
+# A micro-batch costs about as much as so many tokens more: launches, and matrices too flat for the
+# whole GPU.
 _OVERHEAD = 512
-# Arithmetic, not measured: norms, and the product of gate and up, move 120 KB a token and layer of
-# an 8B base anew, a fiftieth of a step's time; where kernels are not fused, all that lies between
-# products does, several times.
-_POINTWISE = {True: 1.025, False: 1.1}
 _OFFLOAD = 1.02  # on top of `layer`: copies share the memory's bandwidth with what they hide behind
 _NEARLY = 1.02
 _WORTH_IT = 0.25
@@ -166,11 +168,12 @@ def _way(
         case "pointwise":
             time = _POINTWISE[compiled]
         case "mlp":
-            time = _POINTWISE[compiled] + (_LAYER - _POINTWISE[compiled]) * _in_mlp(shape)
+            least = _POINTWISE[compiled]
+            time = least + (_LAYER[compiled] - least) * _in_mlp(shape)
         case "layer":
-            time = _LAYER
+            time = _LAYER[compiled]
         case "offload":
-            time = _LAYER * _OFFLOAD
+            time = _LAYER[compiled] * _OFFLOAD
     memory = _estimated(config, shape, worker, micro, policy)
     return _Way(micro, length, policy, memory, time * (1 + _OVERHEAD / (micro * length)))
 

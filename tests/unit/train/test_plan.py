@@ -183,6 +183,7 @@ def test_a_gpu_computes_nothing_twice_that_it_can_keep():
     assert "all activations kept: the fastest that fits" in large.reason
     told = chosen(config(train__activation_checkpointing="layer"), H100)
     assert told.activations == "layer"
+    assert "layers computed twice: as the run says, the fastest that fits" in told.reason
 
 
 def test_the_less_memory_there_is_the_more_is_computed_twice():
