@@ -40,10 +40,11 @@ def settle(config: RunConfig, shape: ModelShape | None, worker: Worker) -> Choic
 def _settled(config: RunConfig, shape: ModelShape | None, worker: Worker) -> Choice:
     """Resolve `train.micro_batch_size` and `train.activation_checkpointing`.
 
-    For speed: the least expected time that fits, and of what is within 2 % of it the least memory.
-    For memory: the least that keeps a GPU busy. Activations go to the host's memory only where
-    nothing else fits, or where that spares a quarter of all that is short. Without a known shape or
-    memory only one pack at a time is safe, and where nothing fits the smallest is tried.
+    For speed: the least expected time that fits, and of what is within 3 % of it what computes the
+    least twice, then the least memory. For memory: the least that keeps a GPU busy. States go to
+    the host's memory only where nothing else fits, or where that spares a quarter of all that is
+    short. Without a known shape or memory only one pack at a time is safe, and where nothing fits
+    the smallest is tried.
     """
     wanted = config.train.activation_checkpointing
     if shape is None or worker.memory is None:
@@ -67,20 +68,25 @@ class _Way:
     length: int
     policy: ActivationPolicy
     memory: Memory
-    time: float  # of a token, where 1 is a large micro-batch with nothing computed twice
+    twice: float  # a token's time, where 1 is that with nothing computed twice
+
+    @property
+    def time(self) -> float:
+        """A token's time, as a multiple of that in a large micro-batch."""
+        return self.twice * (1 + _OVERHEAD / (self.micro * self.length))
 
 
-# By whether layers are compiled. At 8B on one H100: 15,726 tokens/s without recomputation, 12,272
-# with. Not compiled, on a core of a CPU: 6 layers of the built-in model, fp32, 1,024 tokens.
-_LAYER = {True: 1.28, False: 1.37}
-# Compiled it is arithmetic, not measured: norms, and the product of gate and up, move 120 KB a
-# token and layer of an 8B base anew. Not compiled it was measured beside the figure above.
-_POINTWISE = {True: 1.025, False: 1.07}
+# By whether layers are compiled. Compiled: 8B on one H200 in one run, 16,120 tokens/s with `none`,
+# 16,013, 13,353 with `mlp`, and 12,271. Not compiled, on a core of a CPU: 6 layers of the built-in
+# model, fp32, 1,024 tokens.
+_POINTWISE = {True: 1.01, False: 1.07}
+_LAYER = {True: 1.31, False: 1.37}
+_OF_SHARE = 0.88  # of an MLP's share of a layer's products, since attention is computed again too
 # A micro-batch costs about as much as so many tokens more: launches, and matrices too flat for the
 # whole GPU.
 _OVERHEAD = 512
 _OFFLOAD = 1.02  # on top of `layer`: copies share the memory's bandwidth with what they hide behind
-_NEARLY = 1.02
+_NEARLY = 1.03
 _WORTH_IT = 0.25
 _BUSY_TOKENS = 8192  # half as many: 13 % slower for 2 GiB less, of an 8B base in 4 bits
 
@@ -93,7 +99,8 @@ def _best(config: RunConfig, ways: Sequence[_Way], memory: int) -> tuple[_Way, s
     if not _saves(config):
         least = min(way.time for way in here)
         near = [way for way in here if way.time <= _NEARLY * least]
-        return min(near, key=lambda way: way.memory.peak), "the fastest that fits"
+        best = min(near, key=lambda way: (way.twice, way.memory.peak))
+        return best, "the fastest that fits"
     best = _busiest(here)
     away = _busiest([way for way in fitting if way.policy == "offload"] or here)
     if away.memory.peak <= (1 - _WORTH_IT) * best.memory.peak:
@@ -160,22 +167,25 @@ def _micro_batches(config: RunConfig) -> list[int]:
 def _way(
     config: RunConfig, shape: ModelShape, worker: Worker, micro: int, policy: ActivationPolicy
 ) -> _Way:
-    length = config.data.max_length
+    memory = _estimated(config, shape, worker, micro, policy)
     compiled = compiles(config.train, on_gpu=worker.device == "gpu")
+    twice = _twice(shape, policy, compiled=compiled)
+    return _Way(micro, config.data.max_length, policy, memory, twice)
+
+
+def _twice(shape: ModelShape, policy: ActivationPolicy, *, compiled: bool) -> float:
+    least, layer = _POINTWISE[compiled], _LAYER[compiled]
     match policy:
         case "none":
-            time = 1.0
+            return 1.0
         case "pointwise":
-            time = _POINTWISE[compiled]
+            return least
         case "mlp":
-            least = _POINTWISE[compiled]
-            time = least + (_LAYER[compiled] - least) * _in_mlp(shape)
+            return least + _OF_SHARE * (layer - least) * _in_mlp(shape)
         case "layer":
-            time = _LAYER[compiled]
+            return layer
         case "offload":
-            time = _LAYER[compiled] * _OFFLOAD
-    memory = _estimated(config, shape, worker, micro, policy)
-    return _Way(micro, length, policy, memory, time * (1 + _OVERHEAD / (micro * length)))
+            return layer * _OFFLOAD
 
 
 def _in_mlp(shape: ModelShape) -> float:

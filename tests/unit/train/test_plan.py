@@ -78,6 +78,9 @@ def test_lora_trains_rank_times_in_plus_out_of_each_target():
         ({"train__compile": True, "train__activation_checkpointing": "layer"}, 8, 25.1),
         # One H200, each from its own benchmark row
         ({}, 4, 50.5),
+        ({"train__activation_checkpointing": "pointwise"}, 4, 39.9),
+        ({"train__activation_checkpointing": "mlp"}, 4, 26.8),
+        ({"train__activation_checkpointing": "layer"}, 4, 20.1),
         ({"adapter__base_precision": "fp8"}, 4, 50.5),
         ({"adapter__method": "qlora"}, 4, 40.9),
         ({"adapter__method": "qlora", "train__activation_checkpointing": "layer"}, 4, 10.4),
