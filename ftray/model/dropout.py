@@ -14,12 +14,19 @@ _HALF = 2**31  # words are int32, which vector units multiply: signs are only an
 
 
 class RowDropout(nn.Module):
-    """Dropout on [rows, ...] with one probability per adapter slot; nothing in eval mode."""
+    """Dropout on [rows, ...] with one probability per adapter slot; nothing in eval mode.
 
-    def __init__(self, layer: str, probabilities: Sequence[float]) -> None:
+    Its layer's word is a tensor: for a number the compiler would compile every layer anew, and
+    after some of them no more.
+    """
+
+    layer: Tensor
+
+    def __init__(self, layer: str, probabilities: Sequence[float], device: torch.device) -> None:
         super().__init__()
         self.probabilities = tuple(probabilities)
-        self.layer = layer_word(layer)
+        word = torch.tensor(layer_word(layer), dtype=torch.int32, device=device)
+        self.register_buffer("layer", word, persistent=False)
 
     def forward(self, x: Tensor, row_seeds: Tensor, slot: int) -> Tensor:
         """Drop from rows [rows, ...] that belong to one slot."""
@@ -29,13 +36,13 @@ class RowDropout(nn.Module):
         return dropped(x, row_seeds, self.layer, probability)
 
 
-def dropped(x: Tensor, row_seeds: Tensor, layer: int, probability: float) -> Tensor:
+def dropped(x: Tensor, row_seeds: Tensor, layer: Tensor | int, probability: float) -> Tensor:
     """Zero each element with `probability` and scale the rest up to keep the mean."""
     limits = torch.full_like(row_seeds, limit_of(probability))
     return x * kept(x.shape[1:], row_seeds, layer, limits) * (1 / (1 - probability))
 
 
-def kept(row_shape: torch.Size, row_seeds: Tensor, layer: int, limits: Tensor) -> Tensor:
+def kept(row_shape: torch.Size, row_seeds: Tensor, layer: Tensor | int, limits: Tensor) -> Tensor:
     """Say what `dropped` leaves of rows with a limit each. [rows, ...]"""
     per_row = (-1, *[1] * len(row_shape))
     words = _elements(row_shape.numel(), row_seeds.device).view(row_shape)
@@ -50,8 +57,9 @@ def limit_of(probability: float) -> int:
 
 
 def layer_word(layer: str) -> int:
-    """The word by which masks of one layer differ from another's."""
-    return int.from_bytes(hashlib.blake2b(layer.encode(), digest_size=4).digest(), "big")
+    """The word, an int32, by which masks of one layer differ from another's."""
+    digest = hashlib.blake2b(layer.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 def _elements(count: int, device: torch.device) -> Tensor:
@@ -60,11 +68,11 @@ def _elements(count: int, device: torch.device) -> Tensor:
     return _mix(torch.arange(count, dtype=dtype, device=device).to(torch.int32))
 
 
-def _keys(row_seeds: Tensor, layer: int) -> Tensor:
+def _keys(row_seeds: Tensor, layer: Tensor | int) -> Tensor:
     """One word per row from its 63-bit seed and the layer. [rows]"""
     low, high = row_seeds & _WORD, row_seeds >> 32
     words = _mix((low ^ 0x9E3779B9).to(torch.int32))
-    return _mix(_mix(words ^ high.to(torch.int32)) ^ _signed(layer))
+    return _mix(_mix(words ^ high.to(torch.int32)) ^ layer)
 
 
 def _mix(words: Tensor) -> Tensor:
@@ -83,7 +91,3 @@ def _upper(words: Tensor) -> Tensor:
     upper = words >> 16  # brings copies of the sign with it
     upper &= 0xFFFF
     return upper
-
-
-def _signed(word: int) -> int:
-    return word - 2**32 if word >= _HALF else word

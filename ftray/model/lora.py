@@ -70,7 +70,7 @@ class StackedLoraLinear(nn.Module):
         device, rank = routing.row_seeds.device, max(slot.rank for slot in slots)
         self.lora_A = nn.Parameter(torch.zeros(len(slots), rank, self.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(len(slots), self.out_features, rank, device=device))
-        self.dropout = RowDropout(name, [slot.dropout for slot in slots])
+        self.dropout = RowDropout(name, [slot.dropout for slot in slots], device)
         self._start(seed)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import GraniteConfig, GraniteForCausalLM
+from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ftray.config.run import FullConfig, LoraConfig, ModelConfig
 from ftray.errors import ModelError
@@ -166,6 +167,24 @@ def test_a_compiled_layer_is_one_graph(tiny_folder):
     for ours, theirs in zip(compiled.parameters(), model.parameters(), strict=True):
         if ours.requires_grad:
             torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo
+def test_layers_with_dropout_are_compiled_once_however_many_there_are():
+    shape = {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 300}
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 10}
+    base = LlamaForCausalLM(LlamaConfig(**shape, **sizes))
+    attached = attach(base, LoraConfig(rank=4, dropout=0.1), seed=0)
+    model = LanguageModel(base, attached.routing).train()
+    counter = CompileCounterWithBackend("eager")
+    for layer in model.layers:
+        layer.compile(backend=counter)
+    ids, labels, positions = packed()
+    attached.routing.seed_rows(range(len(ids)))
+
+    model(ids, labels, positions).backward()
+
+    assert counter.frame_count <= 2  # the first one's input needs no gradient
 
 
 def test_batched_generation_equals_one_by_one_and_keeps_the_mode(tiny_folder):
