@@ -96,7 +96,8 @@ def test_captured_passes_take_the_steps_of_launched_ones(
     progress = Progress(4, {"loss": 1.0}, is_best=False, micro_batch_size=2)
 
     def learned(graphs: bool) -> tuple[list[float], list[float]]:
-        one, run = learner({**KINDS[kind], "train.graphs": graphs}), Run(str(tmp_path), str(graphs))
+        one = learner({**KINDS[kind], "train.graphs": graphs})
+        run = Run(str(tmp_path), "captured" if graphs else "launched")
         losses, norms = [], []
         for number in range(8):
             if number == 6:
