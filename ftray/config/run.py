@@ -123,10 +123,11 @@ class TrainConfig(Config):
         Literal["auto", ActivationPolicy], BeforeValidator(_no_switch)
     ] = "auto"
     """What the backward pass finds kept; the rest is computed twice, with the same gradients.
-    none: all is kept. pointwise: products and attention are, norms and activations are not (a
-    fiftieth slower, a third less). mlp: the MLP is not either. layer: a layer's input alone (a
-    third slower). offload: not even that, it waits in the host's memory: for very long rows. auto:
-    the first one that fits, or where the objective is memory, the least."""
+    none: all is kept. pointwise: products and attention are, norms and activations are not (1 %
+    slower, a fifth less). mlp: the MLP's products are not either (a fifth slower, half). layer: a
+    layer's input alone (a third slower, far less). offload: not even that, it waits in a GPU's
+    host's memory: for very long rows. auto: what is fastest of all that fits, or where the
+    objective is memory, the least."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile per layer: fused kernels, after up to a minute of compiling. auto: on a GPU,
     unless `max_steps` is below 20."""
