@@ -26,10 +26,7 @@ PLACE = Place(0, 1, torch.device("cuda"))
 LENGTH, HALF = 1024, 512
 KINDS: dict[str, dict[str, Any]] = {
     "lora with dropout": {"adapter": {"rank": 8, "dropout": 0.1}},
-    "lora with dropout, compiled": {
-        "adapter": {"rank": 8, "dropout": 0.1},
-        "train.compile": True,
-    },
+    "lora, compiled": {"train.compile": True},
     "qlora": {"adapter": {"method": "qlora", "rank": 8}},
     "full": {"adapter": {"method": "full"}, "train.learning_rate": 1e-3},
 }
@@ -78,6 +75,7 @@ def learned(folder: Path, root: Path, changes: dict[str, Any]) -> tuple[float, T
         "data": {"train": "unused.jsonl", "max_length": LENGTH},
         "train": {"max_steps": 8},
     }
+    torch.compiler.reset()  # a run has one policy; kernels of several would be too many
     config = validated(RunConfig, apply(tree, changes), "test")
     trainee = build_trainee(config, folder, PLACE, str(root))
     trainable = list(trainee.attached.trainable.values())
