@@ -15,24 +15,31 @@ from ftray.serve.protocol import RefusedError
 pytestmark = pytest.mark.full
 
 
-def test_a_killed_server_loses_what_runs_and_is_replaced(bench, zoo, refuses):
+@pytest.mark.parametrize("killed", ["server", "its engine"])
+def test_a_killed_server_loses_what_runs_and_is_replaced(bench, zoo, refuses, killed):
     if bench.kind != "vllm":
         pytest.skip("it has no server")
     name = zoo.names[2]
 
     async def scene():
         await bench.engine.load(replace(zoo.source(name), pinned=True))
-        wish = replace(bench.ask(zoo, "crash", name), max_tokens=900)
+        wish = replace(bench.ask(zoo, f"crash of {killed}", name), max_tokens=900)
         await bench.client.submit(wish)
         await bench.client.started(wish.id, 3)
         server = processes()
-        os.kill(server[0].pid, signal.SIGKILL)
+        engine = [one for one in server if "EngineCore" in "".join(one.cmdline())]
+        os.kill((server if killed == "server" else engine)[0].pid, signal.SIGKILL)
         with refuses("lost"):
             await bench.client.ends[wish.id]
+        with refuses("lost"):  # also while the server has no engine and has not ended yet
+            await bench.engine.load(zoo.source(name))
+            await bench.client.ask(bench.ask(zoo, f"at once after {killed}", name))
         await until_it_is_back(bench, zoo)
         assert len(server) > 1  # its workers go as well
         assert not any(process.is_running() for process in server)
-        again = bench.ask(zoo, "again", name)  # a pinned adapter needs no second load
+        again = bench.ask(
+            zoo, f"again after {killed}", name
+        )  # a pinned adapter needs no second load
         assert (await bench.client.ask(again)).ids == zoo.answers[name, name]
 
     bench.run(scene())

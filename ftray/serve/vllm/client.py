@@ -20,7 +20,7 @@ _URL = "http://vllm"  # the name is not looked up
 
 
 class VllmClient:
-    """One server's API. What breaks the connection is a RefusedError("lost")."""
+    """One server's API. A broken connection or a dead engine is RefusedError("lost")."""
 
     def __init__(self, socket: Path, key: str) -> None:
         self._session = aiohttp.ClientSession(
@@ -65,10 +65,13 @@ class VllmClient:
         try:
             async with self._session.post(f"{_URL}/v1/completions", json=body) as response:
                 if response.status != _OK:
-                    refused = _reason(await response.text())
                     code: Refusal = "bad_grammar" if "structured_outputs" in body else "internal"
-                    raise RefusedError(f"vLLM refused it: {refused}", code=code)
+                    said = _reason(await response.text())
+                    raise await self._refusal(f"vLLM refused it: {said}", code)
                 async for chunk in _events(response.content):
+                    if error := chunk.get("error"):
+                        said = error.get("message") or error
+                        raise await self._refusal(f"vLLM failed: {said}", "internal")
                     yield chunk
         except (aiohttp.ClientError, OSError) as error:
             raise lost(error) from None
@@ -85,12 +88,17 @@ class VllmClient:
         except (aiohttp.ClientError, OSError) as error:
             raise lost(error) from None
         if response.status != _OK:
-            raise RefusedError(f"vLLM cannot {verb} it: {_reason(text)}", code="bad_adapter")
+            what = f"vLLM cannot {verb} it: {_reason(text)}"
+            raise await self._refusal(what, "bad_adapter")
+
+    async def _refusal(self, what: str, code: Refusal) -> RefusedError:
+        """A server whose engine has died refuses all, for a second before it ends itself."""
+        return RefusedError(what, code=code) if await self.is_healthy() else lost("its engine died")
 
 
-def lost(error: BaseException) -> RefusedError:
+def lost(why: BaseException | str) -> RefusedError:
     """Say that the server has gone while something was asked of it."""
-    what = f"the vLLM server has gone ({type(error).__name__})"
+    what = f"the vLLM server has gone ({why if isinstance(why, str) else type(why).__name__})"
     return RefusedError(what, "it is being restarted: try again", code="lost")
 
 
