@@ -37,10 +37,8 @@ def test_a_killed_server_loses_what_runs_and_is_replaced(bench, zoo, refuses, ki
         await until_it_is_back(bench, zoo)
         assert len(server) > 1  # its workers go as well
         assert not any(process.is_running() for process in server)
-        again = bench.ask(
-            zoo, f"again after {killed}", name
-        )  # a pinned adapter needs no second load
-        assert (await bench.client.ask(again)).ids == zoo.answers[name, name]
+        again = await bench.client.ask(bench.ask(zoo, f"again after {killed}", name))
+        assert again.ids == zoo.answers[name, name]  # a pinned adapter needs no second load
 
     bench.run(scene())
 
