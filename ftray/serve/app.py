@@ -29,6 +29,10 @@ from ftray.serve.spans import open_spans
 APPLICATION = "ftray"
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")  # the edge has its own log
 _CARRIERS = 1  # Serve counts one call more than requests: it carries the answers of all of them
+# Iterations, some 0.1 ms of them, for which OpenMP's threads look out for more work before they
+# sleep: a step is hundreds of products, and waking a thread takes as long as one. Elsewhere the
+# command line has them sleep at once.
+_SPIN = {"GOMP_SPINCOUNT": "20000"}
 _INGRESS_REQUESTS = 2000  # at once; engines refuse much earlier, and say so in JSON
 
 
@@ -43,7 +47,11 @@ def application(args: ServeConfig, api: Any, *behind: Application) -> Applicatio
     engine, replicas = args.engine, args.replicas
     engines = serve.deployment(EngineReplica).options(  # type: ignore[attr-defined]  # as a decorator's
         name="Engine",
-        ray_actor_options={"num_cpus": engine.num_cpus, "num_gpus": _gpus(engine.num_gpus)},
+        ray_actor_options={
+            "num_cpus": engine.num_cpus,
+            "num_gpus": _gpus(engine.num_gpus),
+            "runtime_env": {"env_vars": _SPIN},
+        },
         autoscaling_config={
             "min_replicas": replicas.min,
             "max_replicas": replicas.max,

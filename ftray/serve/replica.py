@@ -42,6 +42,9 @@ class EngineReplica:
     """
 
     async def __init__(self, config: ServeConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        # Only the engine's own thread computes with several: more of OpenMP's than there are cores
+        # would not spin, and an engine on two cores takes twice the time then.
+        torch.set_num_threads(1)
         self._engine = await asyncio.to_thread(_engine, config)
         self._info = await self._engine.start()
         self._outboxes: dict[str, Outbox] = {}  # by ingress

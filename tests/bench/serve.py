@@ -21,7 +21,8 @@ RESULTS = Path(__file__).with_name("results")
 SHARED = Path(__file__).parents[1] / "integration" / "serve"
 ENV = {
     "HF_HUB_OFFLINE": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",  # as the command line sets it
+    "OMP_WAIT_POLICY": "PASSIVE",  # as the command line sets it,
+    "GOMP_SPINCOUNT": "20000",  # and `ftray serve` for its engines
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -31,6 +32,7 @@ ENV = {
 os.environ.update(ENV)  # libraries read it when they are imported
 sys.path.append(str(SHARED))
 
+import torch  # noqa: E402
 from adapters import Base  # noqa: E402  # beside the integration tests
 from machine import describe, load  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -54,6 +56,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory(prefix="ftray-bench-") as made:
         folder = Path(made)
+        torch.set_num_threads(1)  # as in a replica: the engine takes its own
         model = fetch(ModelConfig(name=BUILTIN_MODEL), options.model_root or str(folder / "root"))
         folders = _publish(folder, model)
         tokens = 8 if options.quick else 24

@@ -1,9 +1,13 @@
 """The embedded engine against PEFT and `generate`, on the same threads; vLLM after them."""
 
 import asyncio
+import os
 import time
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,6 +27,7 @@ from ftray.serve.vllm.options import VllmOptions
 CPU = torch.device("cpu")
 THREADS = 2
 PROMPT_TOKENS = 16
+SPIN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # how OpenMP's threads wait
 GREEDY = Sampling(temperature=0)
 PRECISIONS: list[tuple[str, str, BasePrecision]] = [
     ("bf16", "bfloat16", "same"),
@@ -41,10 +46,9 @@ class Batches:
 
     def measure(self, rounds: int) -> dict[str, Any]:
         """Return seconds of each side by round, and the ratios that are aimed at."""
-        torch.set_num_threads(THREADS)
         engine = EmbeddedEngine(self._model, self._config, self._limits, CPU)
-        others = self._peft_sides(_Peft(self._model, self._folders))
-        seconds = asyncio.run(self._rounds("engine", engine, others, rounds))
+        with _peers(self._model, self._folders) as peers:
+            seconds = asyncio.run(self._rounds("engine", engine, self._peft_sides(peers), rounds))
         return {"seconds": seconds, "ratios": _ratios(seconds), "tokens": self._tokens}
 
     def measure_precisions(self, rounds: int) -> dict[str, list[float]]:
@@ -98,14 +102,18 @@ class Batches:
             f"{name}, 16 streams of the base": lambda: engine.together(_based(self._streams)),
         }
 
-    def _peft_sides(self, peft: "_Peft") -> Sides:
+    def _peft_sides(self, peers: ProcessPoolExecutor) -> Sides:
         windows = [self._streams[:8], self._streams[8:]]
         based = [_based(window) for window in windows]
+
+        async def generate(windows: list[list[Row]]) -> None:
+            await asyncio.wrap_future(peers.submit(_generate, windows))
+
         return {
-            "generate, 8 rows of the base": lambda: peft.batch(_based(self._rows)),
-            "PEFT adapter_names, 8 rows of 8 adapters": lambda: peft.batch(self._rows),
-            "PEFT adapter_names, the 16 in 2 windows": lambda: peft.windows(windows),
-            "generate, 16 of the base in 2 windows": lambda: peft.windows(based),
+            "generate, 8 rows of the base": lambda: generate([_based(self._rows)]),
+            "PEFT adapter_names, 8 rows of 8 adapters": lambda: generate([self._rows]),
+            "PEFT adapter_names, the 16 in 2 windows": lambda: generate(windows),
+            "generate, 16 of the base in 2 windows": lambda: generate(based),
         }
 
     @property
@@ -214,6 +222,35 @@ class _Engine:
                     self._ends[piece.id].set_result(None)
 
 
+@contextmanager
+def _peers(model: Path, folders: dict[str, Path]) -> Iterator[ProcessPoolExecutor]:
+    """A process of the peers' own, with OpenMP as it comes: its threads and the engine's, in one
+    process, would keep each other from spinning.
+    """
+    ours = {name: os.environ.pop(name) for name in SPIN if name in os.environ}
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn"), _load, (model, folders)) as peers:
+            peers.submit(os.getpid).result()  # it has started, and has read its environment
+            os.environ |= ours
+            yield peers
+    finally:
+        os.environ |= ours
+
+
+_peft: "_Peft"
+
+
+def _load(model: Path, folders: dict[str, Path]) -> None:
+    global _peft  # of the peers' process
+    torch.set_num_threads(THREADS)
+    _peft = _Peft(model, folders)
+
+
+def _generate(windows: list[list[Row]]) -> None:
+    for window in windows:
+        _peft.batch(window)
+
+
 class _Peft:
     """Plain `generate`, with PEFT's mixed batches for adapters."""
 
@@ -229,7 +266,7 @@ class _Peft:
         self._tuned.eval()
         self._names = {first: "default", **{name: name for name in others}}
 
-    async def batch(self, rows: list[Row]) -> None:
+    def batch(self, rows: list[Row]) -> None:
         """Generate as many tokens as the longest row wants: a static batch runs to its end."""
         tokens = max(tokens for _, tokens in rows)
         ids = torch.tensor(_prompts(len(rows)))
@@ -246,7 +283,3 @@ class _Peft:
             else:
                 names = [self._names[name or ""] for name, _ in rows]
                 self._tuned.generate(input_ids=ids, adapter_names=names, **options)
-
-    async def windows(self, windows: list[list[Row]]) -> None:
-        for window in windows:
-            await self.batch(window)

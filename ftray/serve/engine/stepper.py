@@ -65,7 +65,7 @@ class Stepper(threading.Thread):
     def run(self) -> None:
         """Step until told to end."""
         if self._limits.threads is not None:
-            torch.set_num_threads(self._limits.threads)
+            _take_threads(self._limits.threads)
         with torch.inference_mode():
             while not self._is_told_to_end:
                 try:
@@ -228,3 +228,12 @@ class Stepper(threading.Thread):
         if self._pieces:
             self._publish(self._pieces)
             self._pieces = []
+
+
+def _take_threads(count: int) -> None:
+    """Have torch compute with so many threads here, and elsewhere with as many as before."""
+    others = torch.get_num_threads()  # asked first, a thread keeps what it is told from then on
+    torch.set_num_threads(count)
+    reset = threading.Thread(target=torch.set_num_threads, args=(others,))
+    reset.start()
+    reset.join()
