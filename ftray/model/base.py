@@ -102,6 +102,13 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
     return found
 
 
+def length_rope(model: PreTrainedModel) -> str | None:
+    """The kind of a model's rotations, if they depend on the longest row of a batch."""
+    config = model.config.get_text_config(decoder=True).to_dict()
+    told = repr((config.get("rope_parameters"), config.get("rope_scaling")))
+    return next((kind for kind in ("dynamic", "longrope") if f"'{kind}'" in told), None)
+
+
 def resolve_dtype(model: ModelConfig, device: torch.device) -> torch.dtype:
     """The precision that is computed in; auto: bf16 where the device multiplies in it."""
     if model.dtype != "auto":

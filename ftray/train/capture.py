@@ -22,6 +22,7 @@ from ftray.config.run import RunConfig
 from ftray.data.batching.collation import Batch
 from ftray.errors import TrainError, first_line
 from ftray.model.attention import DOCUMENTS, bounds_of, told_of
+from ftray.model.base import length_rope
 from ftray.model.loss import LanguageModel, told_states
 from ftray.model.transfer import overwrite
 
@@ -46,15 +47,14 @@ def is_captured(
 
 
 def _obstacle(model: PreTrainedModel, *, compiled: bool) -> str:
-    settings = model.config.to_dict()
     if model.device.type != "cuda":
         return "no GPU"
     if not compiled:
         return "layers are not compiled"
     if model.config._attn_implementation != DOCUMENTS:
         return "its attention makes masks from what the GPU holds"
-    if any(kind in str(settings.get("rope_parameters")) for kind in ("dynamic", "longrope")):
-        return "its rotations depend on the longest row of a batch"
+    if rope := length_rope(model):
+        return f"its rotations ({rope}) depend on the longest row of a batch"
     return ""
 
 

@@ -9,6 +9,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from ftray.errors import first_line
+from ftray.model.base import length_rope
 from ftray.model.int8 import Int8Linear
 from ftray.serve.engine.batch import Batch
 from ftray.serve.engine.dense import DenseBatch
@@ -22,7 +23,6 @@ logger = logging.getLogger(__name__)
 _ROOM = 1e-3  # of the largest logit; a wrong mask makes > 1
 _ROUNDED_ROOM = 2e-1  # where a last bit decides to which of 256 values something is rounded
 _PROMPTS = ((5, 9, 3, 7, 2), (4, 6, 8))
-_LENGTH_ROPES = ("dynamic", "longrope")  # angles that depend on the longest row of a batch
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _obstacle(model: PreTrainedModel) -> str | None:
         {type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer}
     ):
         return f"the model's cache has layers of other kinds ({', '.join(others)})"
-    if rope := next((kind for kind in _LENGTH_ROPES if f"'{kind}'" in _ropes(model)), None):
+    if rope := length_rope(model):
         return f"the model's positions ({rope}) depend on the longest row of a batch"
     try:
         share, is_flat = _difference(model)
@@ -71,11 +71,6 @@ def is_exact(model: PreTrainedModel) -> bool:
     """Whether a layer's output differs by no more than the order of sums does in fp32."""
     rounds = any(isinstance(layer, Int8Linear) for layer in model.modules())
     return model.dtype == torch.float32 and not rounds
-
-
-def _ropes(model: PreTrainedModel) -> str:
-    config = model.config.get_text_config(decoder=True).to_dict()
-    return repr((config.get("rope_parameters"), config.get("rope_scaling")))
 
 
 class _ShapeWatch:

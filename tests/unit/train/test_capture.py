@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig
 
 from ftray.config.base import apply, validated
 from ftray.config.run import RunConfig
@@ -327,8 +328,8 @@ def test_to_ask_for_graphs_where_they_cannot_be_is_a_mistake() -> None:
 
 def model(device: str = "cuda", **changed: Any) -> Any:
     """What is asked of a model."""
-    settings = {"rope_parameters": {"rope_type": "default"}, **changed}
-    told = SimpleNamespace(_attn_implementation=DOCUMENTS, to_dict=lambda: settings)
+    told = LlamaConfig(**changed)
+    told._attn_implementation = DOCUMENTS
     return SimpleNamespace(device=torch.device(device), config=told)
 
 
@@ -339,7 +340,7 @@ def test_a_worker_captures_what_the_plan_would_have_captured_if_it_can() -> None
     assert is_captured(config(train__graphs=False), model(), compiled=True, pays=True)[0] is False
     assert is_captured(auto, model("cpu"), compiled=True, pays=True) == (False, "no GPU")
     assert is_captured(auto, model(), compiled=False, pays=True)[1] == "layers are not compiled"
-    longest = model(rope_parameters={"rope_type": "dynamic"})
+    longest = model(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
     assert "longest row" in is_captured(auto, longest, compiled=True, pays=True)[1]
     masked = model()
     masked.config._attn_implementation = "sdpa"
