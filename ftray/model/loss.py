@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,12 +63,9 @@ class LanguageModel(nn.Module):
 
     def loss_of(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """The loss of `forward`, from the decoder's states [batch, seq, hidden]."""
-        flat, device = labels.flatten(), hidden.device
-        chosen = (flat != IGNORED).nonzero().squeeze(1)  # [labelled]
-        targets, chosen = to_device(flat[chosen], device), to_device(chosen, device)
-        head, hidden = output_layer(self.model), hidden.flatten(0, 1).index_select(0, chosen)
+        found, head = _Labelled.of(hidden, labels), output_layer(self.model)
         return linear_cross_entropy(
-            hidden, head.weight, head.bias, targets, compiled=self.is_compiled
+            found.states, head.weight, head.bias, found.labels, compiled=self.is_compiled
         )
 
     def check(self, dtype: torch.dtype) -> None:
@@ -126,21 +124,32 @@ class LanguageModel(nn.Module):
         return [_until(tokens, set(eos_ids)) for tokens in out[:, length:].tolist()]
 
 
-def owned_losses(
-    model: PreTrainedModel, input_ids: Tensor, labels: Tensor, position_ids: Tensor, owners: Owners
-) -> Tensor:
+def owned_losses(model: PreTrainedModel, hidden: Tensor, labels: Tensor, owners: Owners) -> Tensor:
     """Sum the cross-entropy as a LanguageModel does, of each owner's sequences apart. [owners]
 
-    Labels and owners may be on the CPU: then a GPU is not waited for to count the labels.
+    Labels [batch, seq] and owners [batch] may be on the CPU: then a GPU is not waited for to count
+    the labels.
     """
-    flat, device = labels.flatten(), input_ids.device
-    chosen = (flat != IGNORED).nonzero().squeeze(1)  # [labelled]
-    whose = to_device(owners.of_rows[chosen // labels.shape[1]], device)
-    of_chosen = Owners(whose, owners.count)
-    targets, chosen = to_device(flat[chosen], device), to_device(chosen, device)
-    hidden = decoder_states(model, input_ids, position_ids)  # [batch, seq, hidden]
-    head, hidden = output_layer(model), hidden.flatten(0, 1).index_select(0, chosen)
-    return linear_cross_entropy(hidden, head.weight, head.bias, targets, of_chosen)
+    found, head = _Labelled.of(hidden, labels), output_layer(model)
+    whose = to_device(owners.of_rows[found.positions // labels.shape[1]], hidden.device)
+    owned = Owners(whose, owners.count)
+    return linear_cross_entropy(found.states, head.weight, head.bias, found.labels, owned)
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """The positions of a batch with a label, as numbers where labels are; labels and states."""
+
+    positions: Tensor  # [n]
+    labels: Tensor  # [n]
+    states: Tensor  # [n, hidden]
+
+    @classmethod
+    def of(cls, hidden: Tensor, labels: Tensor) -> "_Labelled":
+        flat, device = labels.flatten(), hidden.device
+        chosen = (flat != IGNORED).nonzero().squeeze(1)
+        states = hidden.flatten(0, 1).index_select(0, to_device(chosen, device))
+        return cls(chosen, to_device(flat[chosen], device), states)
 
 
 @torch.no_grad()

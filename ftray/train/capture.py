@@ -9,8 +9,8 @@ is. Numbers are the same, whether a micro-batch is replayed or not.
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,7 +24,7 @@ from ftray.errors import TrainError, first_line
 from ftray.model.attention import DOCUMENTS, bounds_of, told_of
 from ftray.model.base import length_rope
 from ftray.model.loss import LanguageModel, told_states
-from ftray.model.transfer import overwrite
+from ftray.model.transfer import overwrite, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +119,58 @@ class Shape:
         return f"{self.rows} × {self.length} tokens{within}"
 
 
+Hold = Callable[[str, Tensor], Tensor]
+"""Puts a tensor from the host, under a name, where the recordings of one shape read it."""
+
+
+class Captures:
+    """Passes over micro-batches: recorded at the third of a shape and kind, then replayed.
+
+    `pull` is a backward pass: given the layers' states and the gradient of the loss with respect to
+    them it adds up the gradients of what is trained, in the same memory each time.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        pull: Callable[[Tensor, Tensor], None],
+        recorder: Recorder,
+        precision: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._layers, self._recorder = _Layers(model, pull, precision), recorder
+        self._passes: dict[Hashable, _Passes] = {}
+
+    def run(
+        self,
+        batch: Batch,
+        tell: Callable[[Hold], None],
+        learn: Callable[[Tensor], Tensor],
+        kind: Hashable = None,
+    ) -> Tensor:
+        """Go forward, have `learn` take the loss of the states and its gradient, go backward.
+
+        `tell` says what else the layers are to know, in held tensors; of a kind, all of them have
+        the same names and sizes. Returns what `learn` does. A GPU is waited for only when a shape
+        is captured.
+        """
+        bounds = bounds_of(batch.position_ids)
+        shape = Shape.of(batch, bounds)
+        with self._recorder.beside():
+            passes = self._ready(shape, kind)
+            passes.take(batch, bounds)
+            tell(passes.hold)
+            return passes.run(learn)
+
+    def _ready(self, shape: Shape, kind: Hashable) -> "_Passes":
+        passes = self._passes.setdefault((shape, kind), _Passes(self._layers, shape))
+        captured = sum(one.is_captured for one in self._passes.values())
+        if not passes.is_captured and passes.runs >= _WARM and captured < _MOST:
+            passes.capture(self._recorder)
+        return passes
+
+
 class Graphs:
-    """A model's passes over micro-batches, and the gradients that they add up to.
+    """A training run's passes, and the gradients that they add up to.
 
     What is trained has its gradients in the same memory at all steps.
     """
@@ -132,10 +182,10 @@ class Graphs:
         precision: Callable[[], AbstractContextManager[None]],
         recorder: Recorder,
     ) -> None:
-        self._model, self._precision, self._recorder = model, precision, recorder
+        self._model, self._precision = model, precision
         self._trainable = list(trainable)
         self._gradients = [torch.zeros_like(one) for one in self._trainable]
-        self._passes: dict[Shape, _Passes] = {}
+        self._captures = Captures(model.model, self._pull, recorder, precision)
 
     def begin(self) -> None:
         """Begin a step: what is trained has zeros for gradients."""
@@ -148,36 +198,32 @@ class Graphs:
 
         A GPU is waited for only when a shape is captured.
         """
-        bounds = bounds_of(batch.position_ids)
-        shape = Shape.of(batch, bounds)
 
-        def loss_of(hidden: Tensor) -> Tensor:
+        def tell(hold: Hold) -> None:
+            self._model.routing.row_seeds = hold("seeds", torch.tensor(seeds, dtype=torch.int64))
+
+        def learn(hidden: Tensor) -> Tensor:
             with self._precision():
-                return self._model.loss_of(hidden, batch.labels) / max(1, label_tokens)
+                loss = self._model.loss_of(hidden, batch.labels) / max(1, label_tokens)
+            loss.backward()
+            return loss.detach()
 
-        with self._recorder.beside():
-            passes = self._ready(shape)
-            passes.take(batch, seeds, bounds)
-            return passes.run(loss_of)
+        return self._captures.run(batch, tell, learn)
 
-    def _ready(self, shape: Shape) -> "_Passes":
-        if shape not in self._passes:
-            layers = _Layers(self._model, self._trainable, self._gradients, self._precision)
-            self._passes[shape] = _Passes(layers, shape)
-        passes = self._passes[shape]
-        captured = sum(one.is_captured for one in self._passes.values())
-        if not passes.is_captured and passes.runs >= _WARM and captured < _MOST:
-            passes.capture(self._recorder)
-        return passes
+    def _pull(self, states: Tensor, of_states: Tensor) -> None:
+        """Sums are added to at the end, all at once: one by one that is a launch for each."""
+        found = torch.autograd.grad(states, self._trainable, of_states, allow_unused=True)
+        pairs = zip(self._gradients, found, strict=True)
+        reached = [(total, one) for total, one in pairs if one is not None]
+        torch._foreach_add_([total for total, _ in reached], [one for _, one in reached])
 
 
 @dataclass(frozen=True)
 class _Layers:
-    """What the passes of all shapes go through, and where they leave gradients."""
+    """What the passes of all shapes go through, and back."""
 
-    model: LanguageModel
-    trainable: list[nn.Parameter]
-    gradients: list[Tensor]
+    model: PreTrainedModel
+    pull: Callable[[Tensor, Tensor], None]
     precision: Callable[[], AbstractContextManager[None]]
 
 
@@ -186,36 +232,36 @@ class _Passes:
 
     def __init__(self, layers: _Layers, shape: Shape) -> None:
         self._layers, self._shape = layers, shape
-        device, grid = layers.model.model.device, (shape.rows, shape.length)
-        self._ids = torch.zeros(grid, dtype=torch.int64, device=device)
-        self._positions = torch.zeros(grid, dtype=torch.int64, device=device)
-        self._seeds = torch.zeros(shape.rows, dtype=torch.int64, device=device)
-        room = 0 if shape.documents is None else shape.documents + 1
-        self._bounds = torch.zeros(room, dtype=torch.int32, device=device)
+        self._held: dict[str, Tensor] = {}
         self._states = self._hidden = self._of_hidden = torch.empty(0)  # made by the first run
         self._forward, self._backward = self._run_forward, self._run_backward
         self.runs, self.is_captured = 0, False
 
-    def take(self, batch: Batch, seeds: Sequence[int], bounds: Tensor | None) -> None:
-        """Put in what the next run is about."""
-        overwrite(self._ids, batch.input_ids)
-        overwrite(self._positions, batch.position_ids)
-        overwrite(self._seeds, torch.tensor(seeds, dtype=torch.int64))
-        if bounds is not None:
-            empty = bounds[-1:].expand(len(self._bounds) - len(bounds))
-            overwrite(self._bounds, torch.cat([bounds, empty]))
-        self._layers.model.routing.row_seeds = self._seeds
+    def hold(self, name: str, values: Tensor) -> Tensor:
+        """Return where the values are now: at the same place as those before them."""
+        if name in self._held:
+            overwrite(self._held[name], values)
+        else:
+            self._held[name] = to_device(values, self._layers.model.device)
+        return self._held[name]
 
-    def run(self, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """Go forward, take the loss of the layers' states, and go backward."""
+    def take(self, batch: Batch, bounds: Tensor | None) -> None:
+        """Put in the tokens of the next run."""
+        self.hold("ids", batch.input_ids)
+        self.hold("positions", batch.position_ids)
+        if bounds is not None and self._shape.documents is not None:
+            empty = bounds[-1:].expand(self._shape.documents + 1 - len(bounds))
+            self.hold("bounds", torch.cat([bounds, empty]))
+
+    def run(self, learn: Callable[[Tensor], Tensor]) -> Tensor:
+        """Go forward, learn from the layers' states, and go backward."""
         self.runs += 1
         self._forward()
         hidden = self._hidden.detach().requires_grad_()  # [rows, length, width]
         hidden.grad = self._of_hidden.zero_()  # the loss adds its gradient where backward reads it
-        loss = loss_of(hidden)
-        loss.backward()
+        found = learn(hidden)
         self._backward()
-        return loss.detach()
+        return found
 
     def capture(self, recorder: Recorder) -> None:
         """Record both passes: from now on they are replayed."""
@@ -236,21 +282,15 @@ class _Passes:
         logger.info("captured: micro-batches of %s, %.1f s", self._shape, time.monotonic() - began)
 
     def _run_forward(self) -> None:
-        apart = told_of(self._bounds, self._shape.length) if len(self._bounds) else {}
+        held = self._held
+        apart = told_of(held["bounds"], self._shape.length) if "bounds" in held else {}
         with self._layers.precision():
-            model = self._layers.model.model
-            self._states = told_states(model, self._ids, self._positions, apart)
+            self._states = told_states(self._layers.model, held["ids"], held["positions"], apart)
         if not len(self._hidden):
             self._hidden, self._of_hidden = map(torch.empty_like, (self._states, self._states))
         with torch.no_grad():
             self._hidden.copy_(self._states)
 
     def _run_backward(self) -> None:
-        """Sums are added to at the end, all at once: one by one that is a launch for each."""
-        found = torch.autograd.grad(
-            self._states, self._layers.trainable, self._of_hidden, allow_unused=True
-        )
+        self._layers.pull(self._states, self._of_hidden)
         self._states = torch.empty(0)  # what it was made of is free now
-        pairs = zip(self._layers.gradients, found, strict=True)
-        reached = [(total, one) for total, one in pairs if one is not None]
-        torch._foreach_add_([total for total, _ in reached], [one for _, one in reached])

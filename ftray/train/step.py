@@ -5,11 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ftray.config.run import TrainConfig
-from ftray.data.batching.collation import NO_LABEL, Batch, collate
+from ftray.data.batching.collation import NO_LABEL, Batch, collate, lengthened
 from ftray.data.batching.samples import Pack
 from ftray.data.tokens.columns import TokenRows
 from ftray.model.transfer import to_device
@@ -129,7 +128,7 @@ def _learned(
 ) -> Tensor:
     """Add the gradient of a micro-batch's share of the mean loss, and return that share. []"""
     if trainee.graphs is not None:
-        return trainee.graphs.learn(_lengthened(batch, trainee.row_length), seeds, label_tokens)
+        return trainee.graphs.learn(lengthened(batch, trainee.row_length), seeds, label_tokens)
     trainee.attached.routing.seed_rows(seeds)
     loss = _loss_sum(trainee, batch, device) / max(1, label_tokens)
     loss.backward()
@@ -138,27 +137,11 @@ def _learned(
 
 def _loss_sum(trainee: Trainee, batch: Batch, device: torch.device) -> Tensor:
     """Labels and positions stay on the CPU, where counting them waits for nothing."""
-    batch = _lengthened(batch, trainee.row_length)
+    batch = lengthened(batch, trainee.row_length)
     ids = to_device(batch.input_ids, device)
     with trainee.precision():
         loss: Tensor = trainee.model(ids, batch.labels, batch.position_ids)
     return loss
-
-
-def _lengthened(batch: Batch, length: int | None) -> Batch:
-    """Pad rows to a length. The padding goes on with the last document, which sees none of it:
-    so a row of one document stays one, and needs no kernel that keeps two apart.
-    """
-    missing = 0 if length is None else length - batch.input_ids.shape[1]
-    if missing <= 0:
-        return batch
-    positions = batch.position_ids[:, -1:] + torch.arange(1, missing + 1)
-    return replace(
-        batch,
-        input_ids=F.pad(batch.input_ids, (0, missing)),
-        labels=F.pad(batch.labels, (0, missing), value=NO_LABEL),
-        position_ids=torch.cat([batch.position_ids, positions], 1),
-    )
 
 
 def _round_up(number: int, of: int) -> int:

@@ -28,7 +28,7 @@ from tune_sides import DEVICE, Alone, Base, Host, Packed, Peft
 
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("torch", "transformers", "peft", "numpy")
-WARM = 3  # steps that are not counted: kernels are chosen, memory is taken
+WARM = 4  # steps that are not counted: kernels are chosen, passes captured, memory is taken
 EIGHT_B = {
     "vocab_size": 128256,
     "hidden_size": 4096,
@@ -131,16 +131,20 @@ def _written(base: Base, kept: Path | None) -> Iterator[Path]:
 
 def _packed(base: Base, folder: Path, steps: int) -> Iterator[Figures]:
     """All trials on one copy of the base; each set of them comes, is measured, and goes."""
-    host = Host(base, folder)
-    sets = [(count, tokens, False) for tokens in base.tokens for count in (1, *base.trials)]
-    sets += [(base.trials[-1], tokens, True) for tokens in base.tokens]
-    for count, tokens, mixed in sets:
-        _emptied()
-        trials = Packed(host, folder, count, tokens, mixed=mixed)
-        side = "packed, ranks and rates differ" if mixed else "packed"
-        found = _measured(trials.step, count, tokens, steps)
-        trials.end()
-        yield {"base": base.name, "side": side, **found}
+    for tokens in base.tokens:
+        sets = [(count, False) for count in (1, *base.trials)]
+        for graphs, side in (("auto", "packed"), (False, "packed, launched")):
+            _emptied()
+            torch.compiler.reset()
+            host = Host(base, folder, tokens, graphs)
+            for count, mixed in [*sets, (base.trials[-1], True)] if graphs else sets:
+                _emptied()
+                trials = Packed(host, folder, count, tokens, mixed=mixed)
+                found = _measured(trials.step, count, tokens, steps)
+                trials.end()
+                name = f"{side}, ranks and rates differ" if mixed else side
+                yield {"base": base.name, "side": name, **found}
+            del host
 
 
 def _measured(step: Callable[[], float], trials: int, tokens: int, steps: int) -> Figures:

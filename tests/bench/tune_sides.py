@@ -50,10 +50,13 @@ class Base:
 
 
 class Host:
-    """One copy of the base, with as much room as a search would plan for these trials."""
+    """One copy of the base, with as much room as a search would plan for these trials.
 
-    def __init__(self, base: Base, folder: Path) -> None:
-        config = config_of(folder, max(base.tokens))
+    `tokens` is how many a step of each has at most; `graphs` is `train.graphs`.
+    """
+
+    def __init__(self, base: Base, folder: Path, tokens: int, graphs: bool | str) -> None:
+        config = override(config_of(folder, tokens), {"train.graphs": graphs})
         most = max(base.trials)
         capacity = plan_capacity(config, [config], most, read_shape(folder), _worker())
         if capacity.slots < most:

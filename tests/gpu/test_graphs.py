@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ftray.config.base import apply, validated
+from ftray.config.base import apply, override, validated
 from ftray.config.run import RunConfig
 from ftray.data.batching.samples import Pack, Sample
 from ftray.data.rendering.chat import Tokens
@@ -25,11 +25,16 @@ from ftray.train.optim import build_optimizer
 from ftray.train.parallel import Place
 from ftray.train.step import StepResult, eval_loss, micro_batch, share, train_step
 from ftray.train.trainee import Trainee, build_trainee
+from ftray.tune.packed.intake import Tables
+from ftray.tune.packed.trainer import PackedTrainer
+from ftray.tune.packed.trial import Capacity, Trial
 
 # what torch's compiler warns itself of, within itself, stops it when it is raised
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 
 PLACE = Place(0, 1, torch.device("cuda"))
+COMPARED = ("loss", "grad_norm")
+Change = dict[str, Any]
 ROWS = MemoryRows([Tokens([5 + i, 40, 41 + i, 42, 9], bytes([0, 1, 1, 1, 1])) for i in range(6)])
 KINDS: dict[str, dict[str, Any]] = {
     "lora with dropout": {"adapter": {"rank": 8, "dropout": 0.1}},
@@ -155,3 +160,43 @@ def test_shapes_take_each_others_place_in_memory(learner: Learning) -> None:
         held.append(torch.cuda.memory_reserved() - before)
     print(f"bytes held for one number of documents, more for another: {held}")  # noqa: T201  # too
     assert held[1] < held[0] / 4
+
+
+def test_packed_trials_have_the_same_curves_captured(tiny_folder: Path) -> None:
+    """Also when one of them has gone, and in evaluations between."""
+    trained = bytes([0, *[1] * 31])  # two documents fill a row
+    rows = MemoryRows([Tokens([5 + i, 6, 7, 9 + i] * 8, trained) for i in range(8)])
+    changes: dict[str, Change] = {
+        "a": {},
+        "b": {"adapter.dropout": 0.2},
+        "c": {"adapter.rank": 16, "train.global_batch_size": 2},
+    }
+
+    def curves(graphs: bool) -> list[float]:
+        tree = {
+            "name": "packed",
+            "model": {"name": str(tiny_folder)},
+            "adapter": {"method": "lora", "rank": 8},
+            "data": {"train": "unused.jsonl", "eval": "unused.jsonl", "max_length": 64},
+            "train": {"max_steps": 30, "learning_rate": 5e-3, "global_batch_size": 4},
+        }
+        config = validated(
+            RunConfig, apply(tree, {"train.compile": True, "train.graphs": graphs}), "test"
+        )
+        device = torch.device("cuda")
+        host = PackedTrainer(config, tiny_folder, Tables(rows, rows), device, Capacity(3, 512))
+        for name, own in changes.items():
+            host.attach(Trial(name, override(config, own)))
+        found: list[float] = []
+        for names in (["a", "b", "c"], ["a", "c"]):
+            for _ in range(5):
+                found += [line[key] for line in host.step(names).values() for key in COMPARED]
+            found += [line["eval_loss"] for line in host.evaluate(names).values()]
+            if "b" in names:
+                host.detach("b")
+        assert (host._passes._graphs is not None) == graphs
+        return found
+
+    launched, captured = curves(graphs=False), curves(graphs=True)
+    assert captured == pytest.approx(launched, rel=1e-4)
+    assert launched[-1] < launched[0]

@@ -1,10 +1,11 @@
 """Packs to the tensors of a micro-batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ftray.data.batching.samples import Pack
@@ -54,4 +55,20 @@ def collate(rows: TokenRows, packs: Sequence[Pack]) -> Batch:
         torch.from_numpy(position_ids),
         label_tokens=int(np.count_nonzero(labels != NO_LABEL)),
         tokens=tokens,
+    )
+
+
+def lengthened(batch: Batch, length: int | None) -> Batch:
+    """Pad rows to a length. The padding goes on with the last document, which sees none of it:
+    so a row of one document stays one, and needs no kernel that keeps two apart.
+    """
+    missing = 0 if length is None else length - batch.input_ids.shape[1]
+    if missing <= 0:
+        return batch
+    positions = batch.position_ids[:, -1:] + torch.arange(1, missing + 1)
+    return replace(
+        batch,
+        input_ids=F.pad(batch.input_ids, (0, missing)),
+        labels=F.pad(batch.labels, (0, missing), value=NO_LABEL),
+        position_ids=torch.cat([batch.position_ids, positions], 1),
     )

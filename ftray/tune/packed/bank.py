@@ -1,6 +1,6 @@
 """All adapters beside one base model: who is there, and which rows of a batch are whose."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,6 +15,7 @@ from ftray.model.dropout import limit_of
 from ftray.model.lanes import Lane, LaneLinear, Lanes, RowChances
 from ftray.model.lora import linear_shape
 from ftray.model.transfer import to_device
+from ftray.train.capture import Hold
 from ftray.tune.packed.memory import padded
 from ftray.tune.packed.stack import Adapter, Stack
 
@@ -32,6 +33,7 @@ class Bank:
             model.set_submodule(name, self._layers[name])
         self._stacks: dict[tuple[int, tuple[str, ...]], Stack] = {}
         self._made = 0
+        self.changes = 0  # how often adapters have come or gone: memory is elsewhere then
 
     @property
     def stacks(self) -> list[Stack]:
@@ -68,40 +70,60 @@ class Bank:
             start += len(stack.gradients)
         return [norms[firsts[one.stack.number] + one.row] for one in adapters]
 
-    def route(self, owners: Sequence[Adapter], seeds: Sequence[int]) -> None:
+    def route(
+        self, owners: Sequence[Adapter], seeds: Sequence[int], hold: Hold | None = None
+    ) -> None:
         """Say whose each row of the next batch is, in the order of `Spot`.
 
         The seeds are of the rows' dropout. Adapters of a stack that have as many rows take their
         products together. No adapter is twice in a lane: sums over a GPU's threads would be in any
-        order.
+        order. `hold` has what this tells the layers lie where it lay for the last batch of this
+        `kind`.
         """
-        groups = [list(rows) for _, rows in groupby(owners, key=lambda owner: owner)]
-        lanes, start = [], 0
-        for _, alike in groupby(groups, key=lambda rows: Spot.of(rows[0], len(rows)).lane):
-            members = list(alike)
-            end = start + sum(len(rows) for rows in members)
-            lanes.append(self._lane(members, start, seeds[start:end]))
-            start = end
+        lanes = []
+        for number, (start, groups) in enumerate(_grouped(owners)):
+            end = start + len(groups) * len(groups[0])
+            place = _within(f"lane {number}", hold or self._place)
+            lanes.append(self._lane(groups, start, seeds[start:end], place))
         self._routing.set(len(owners), lanes)
 
-    def _lane(self, groups: list[list[Adapter]], start: int, seeds: Sequence[int]) -> Lane:
-        device, owners = self._like.device, [rows[0] for rows in groups]
-        slots = [owner.row for owner in owners]
-        has_all = slots == list(range(len(owners[0].stack.members)))
-        scaling = _on(device, [owner.scaling for owner in owners], torch.float32)
+    def kind(self, owners: Sequence[Adapter]) -> Hashable:
+        """What batches have in common that the layers are told of in tensors of the same sizes."""
+        return tuple(
+            (
+                groups[0][0].stack.number,
+                start,
+                len(groups),
+                len(groups[0]),
+                _has_all(groups),
+                any(rows[0].dropout for rows in groups),
+            )
+            for start, groups in _grouped(owners)
+        )
+
+    def _lane(
+        self, groups: list[list[Adapter]], start: int, seeds: Sequence[int], hold: Hold
+    ) -> Lane:
+        owners = [rows[0] for rows in groups]
+        scaling = torch.tensor([owner.scaling for owner in owners]).view(-1, 1, 1)
+        slots = torch.tensor([owner.row for owner in owners])
         return Lane(
             stack=owners[0].stack.number,
             start=start,
             end=start + len(seeds),
             groups=len(groups),
-            slots=None if has_all else _on(device, slots, torch.int64),
-            scaling=scaling.view(-1, 1, 1),
-            dropout=_chances([owner for rows in groups for owner in rows], seeds, device),
+            slots=None if _has_all(groups) else hold("slots", slots),
+            scaling=hold("scaling", scaling),
+            dropout=_chances([owner for rows in groups for owner in rows], seeds, hold),
         )
+
+    def _place(self, _name: str, values: Tensor) -> Tensor:
+        return to_device(values, self._like.device)
 
     @contextmanager
     def _changing(self, stack: Stack) -> Iterator[None]:
         """Let the layers hold nothing of a stack inside the block, and what it then is after it."""
+        self.changes += 1
         for name in stack.sizes:
             self._layers[name].factors.pop(stack.number, None)
         try:
@@ -132,17 +154,31 @@ class Spot:
         return self.stack, self.rows
 
 
-def _chances(
-    owners: list[Adapter], seeds: Sequence[int], device: torch.device
-) -> RowChances | None:
+def _grouped(owners: Sequence[Adapter]) -> Iterator[tuple[int, list[list[Adapter]]]]:
+    """Yield each lane's first row, and its rows' owners: a list for each adapter."""
+    groups = [list(rows) for _, rows in groupby(owners, key=lambda owner: owner)]
+    start = 0
+    for _, alike in groupby(groups, key=lambda rows: Spot.of(rows[0], len(rows)).lane):
+        members = list(alike)
+        yield start, members
+        start += len(members) * len(members[0])
+
+
+def _has_all(groups: list[list[Adapter]]) -> bool:
+    """Whether they are all members of their stack, in its order."""
+    slots = [rows[0].row for rows in groups]
+    return slots == list(range(len(groups[0][0].stack.members)))
+
+
+def _chances(owners: list[Adapter], seeds: Sequence[int], hold: Hold) -> RowChances | None:
     if not any(owner.dropout for owner in owners):
         return None
     return RowChances(
-        seeds=_on(device, list(seeds), torch.int64),
-        limits=_on(device, [limit_of(owner.dropout) for owner in owners], torch.int64),
-        gains=_on(device, [1 / (1 - owner.dropout) for owner in owners], torch.float32),
+        seeds=hold("seeds", torch.tensor(seeds)),
+        limits=hold("limits", torch.tensor([limit_of(owner.dropout) for owner in owners])),
+        gains=hold("gains", torch.tensor([1 / (1 - owner.dropout) for owner in owners])),
     )
 
 
-def _on(device: torch.device, values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
-    return to_device(torch.tensor(values, dtype=dtype), device)
+def _within(place: str, hold: Hold) -> Hold:
+    return lambda name, values: hold(f"{place}: {name}", values)

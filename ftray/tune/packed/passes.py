@@ -4,21 +4,22 @@ import gc
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ftray.data.batching.collation import collate
+from ftray.data.batching.collation import Batch, collate, lengthened
 from ftray.data.batching.samples import Pack, Sample
 from ftray.data.tokens.columns import TokenRows
 from ftray.model.entropy import Owners
-from ftray.model.loss import owned_losses
+from ftray.model.loss import decoder_states, owned_losses
 from ftray.model.transfer import to_device
 from ftray.train.step import Counts
 from ftray.tune.packed.bank import Bank, Spot
+from ftray.tune.packed.graphs import Graphs
 from ftray.tune.packed.joint import Row, joined
 from ftray.tune.packed.stack import Adapter
 
@@ -67,8 +68,15 @@ class Sums:
 class Passes:
     """Runs works jointly; when memory runs out, again in smaller micro-batches."""
 
-    def __init__(self, model: PreTrainedModel, bank: Bank, most_tokens: int) -> None:
-        self._model, self._bank = model, bank
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        bank: Bank,
+        most_tokens: int,
+        graphs: Graphs | None = None,
+    ) -> None:
+        """Trials learn through graphs, if there are any, where they pay."""
+        self._model, self._bank, self._graphs = model, bank, graphs
         self._device = model.device
         self.most_tokens = most_tokens
 
@@ -88,14 +96,25 @@ class Passes:
             stack.refresh()
         counts, too_large = _counts(table, works), set[int]()
         labels = torch.tensor([max(1, count.label_tokens) for count in counts])  # [works]
+        shares = (1 / labels).to(self._device)
         while True:
-            batches = self._batches(works, too_large)
-            found = self._run(table, batches, works, (1 / labels).to(self._device))
+            length = self._row_length(works)
+            batches = self._batches(works, too_large, length)
+            found = self._run(table, batches, works, shares, length)
             if isinstance(found, Tensor):
                 return Sums((found.cpu() / labels).tolist(), counts, too_large)
             self._make_room(found, too_large)
 
-    def _batches(self, works: Sequence[Work], left_out: set[int]) -> list[list[Row]]:
+    def _row_length(self, works: Sequence[Work]) -> int | None:
+        """What rows are padded to, to be replayed; None: they are launched as they are."""
+        if self._graphs is None or not torch.is_grad_enabled():
+            return None
+        lengths = [Row.of(0, pack, 0).length for work in works for pack in work.packs]
+        return self._graphs.row_length(lengths, self.most_tokens)
+
+    def _batches(
+        self, works: Sequence[Work], left_out: set[int], length: int | None
+    ) -> list[list[Row]]:
         turns = max((len(work.packs) for work in works), default=0)
         rows = [  # trials take turns, so that they come evenly where lengths are equal
             Row.of(number, work.packs[turn], work.seeds[turn])
@@ -103,6 +122,8 @@ class Passes:
             for number, work in enumerate(works)
             if turn < len(work.packs) and number not in left_out
         ]
+        if length is not None:
+            rows = [replace(row, length=length) for row in rows]
         overhead = _OVERHEAD[self._device.type]
         batches = joined(rows, self.most_tokens, overhead)
         return [_placed(batch, works) for batch in batches]
@@ -113,33 +134,49 @@ class Passes:
         batches: Sequence[list[Row]],
         works: Sequence[Work],
         shares: Tensor,
+        length: int | None,
     ) -> Tensor | list[Row]:
         """Return the summed losses [works], or the micro-batch for which memory did not suffice."""
         for stack in self._bank.stacks:
             stack.gradients.zero_()
         sums = torch.zeros(len(works), dtype=torch.float64, device=self._device)
         for rows in batches:
+            batch = lengthened(collate(table, [row.pack for row in rows]), length)
             try:
-                sums += self._pass(table, rows, works, shares)
+                sums += self._pass(batch, rows, works, shares, is_replayed=length is not None)
             except torch.OutOfMemoryError:
                 return rows
         return sums
 
     def _pass(
-        self, table: TokenRows, rows: list[Row], works: Sequence[Work], shares: Tensor
+        self,
+        batch: Batch,
+        rows: list[Row],
+        works: Sequence[Work],
+        shares: Tensor,
+        *,
+        is_replayed: bool,
     ) -> Tensor:
         """Sum the losses; with gradients enabled also those of each work's loss · its share."""
-        batch = collate(table, [row.pack for row in rows])
-        self._bank.route([works[row.owner].adapter for row in rows], [row.seed for row in rows])
+        owners, seeds = [works[row.owner].adapter for row in rows], [row.seed for row in rows]
         whose = Owners(torch.tensor([row.owner for row in rows]), len(works))
+
+        def learn(hidden: Tensor) -> Tensor:
+            losses = owned_losses(self._model, hidden, batch.labels, whose)  # [works]
+            if losses.requires_grad:
+                losses.backward(shares)
+            return losses.detach().double()
+
+        if self._graphs is not None and is_replayed:
+            return self._graphs.learn(batch, owners, seeds, learn)
+        self._bank.route(owners, seeds)
         ids = to_device(batch.input_ids, self._device)
-        losses = owned_losses(self._model, ids, batch.labels, batch.position_ids, whose)  # [works]
-        if losses.requires_grad:
-            losses.backward(shares)
-        return losses.detach().double()
+        return learn(decoder_states(self._model, ids, batch.position_ids))
 
     def _make_room(self, failed: list[Row], too_large: set[int]) -> None:
         """Halve the micro-batches, or leave out the trial whose single row is too large."""
+        if self._graphs is not None:
+            self._graphs.drop()
         gc.collect()  # what the failed pass held in cycles
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -26,6 +26,7 @@ from ftray.train.trainee import (
     leave_table_on_host,
 )
 from ftray.tune.packed.bank import Bank
+from ftray.tune.packed.graphs import cuda_graphs
 from ftray.tune.packed.intake import Intake, Tables, Tokens
 from ftray.tune.packed.passes import Found, Passes, Work
 from ftray.tune.packed.slot import Slot
@@ -43,8 +44,9 @@ class PackedTrainer:
 
     What a trial learns does not depend on who else is there, but for the rounding of sums. How it
     is computed is the host's: of a trial's config, `train.micro_batch_size`,
-    `train.activation_checkpointing`, `train.compile` and `scaling` play no part; the base's say
-    which activations are computed twice, and whether what lies between products is compiled.
+    `train.activation_checkpointing`, `train.compile`, `train.graphs` and `scaling` play no part;
+    the base's say which activations are computed twice, whether what lies between products is
+    compiled, and whether joint micro-batches are captured.
     """
 
     def __init__(
@@ -70,7 +72,9 @@ class PackedTrainer:
             compile_between(model)
         keep_activations(decoder_layers(model), activations(base.train), compiled=False)
         self._tables = tokens if isinstance(tokens, Tables) else Tables.of(tokens)
-        self._passes = Passes(model, self._bank, capacity.tokens)
+        graphs, why = cuda_graphs(base, model, self._bank, shape, compiled=compiled)
+        logger.info("train.graphs=%s: %s", "false" if graphs is None else base.train.graphs, why)
+        self._passes = Passes(model, self._bank, capacity.tokens, graphs)
         self._speed = Speed.of(shape, device, base.data.max_length, frozen_base=True)
         self._slots: dict[str, Slot] = {}
         self._usage = Usage(base, shape, device, capacity)

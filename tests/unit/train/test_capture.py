@@ -3,8 +3,7 @@
 Whether CUDA captures them is for tests/gpu to say; here it is what is put where, and in what order.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig
 
 from ftray.config.base import apply, validated
@@ -33,6 +31,7 @@ from ftray.train.memory import GIB, Worker
 from ftray.train.parallel import Place
 from ftray.train.step import StepResult, micro_batch, train_step
 from ftray.train.trainee import with_graphs
+from tests.unit.train.recording import Again, Unwaiting
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
@@ -50,28 +49,6 @@ def pack(documents: int) -> Pack:
 
 # one document in each row; several, and then more than sixteen; a micro-batch of a single row
 MIXED = [[pack(1), pack(1)], [pack(2), pack(7)], [pack(12), pack(12)], [pack(3)]]
-
-
-class Again:
-    """Replays by doing the work again, and remembers what it recorded and replayed."""
-
-    def __init__(self) -> None:
-        self.recorded = 0
-        self.replayed: list[int] = []
-
-    @contextmanager
-    def beside(self) -> Iterator[None]:
-        yield
-
-    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-        number = self.recorded
-        self.recorded += 1
-
-        def replay() -> None:
-            self.replayed.append(number)
-            work()
-
-        return replay
 
 
 def step(learner: Any, batches: list[list[Pack]], number: int) -> StepResult:
@@ -138,30 +115,8 @@ def test_compiled_layers_take_the_same_steps_with_graphs(pair: Pair) -> None:
     assert recorder.replayed
 
 
-class _Unwaiting(TorchDispatchMode):
-    """Refuses what would wait for a GPU, and so cannot be captured."""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func.overloadpacket in _WAITING:
-            raise RuntimeError(f"{func} waits")
-        return func(*args, **(kwargs or {}))
-
-
-_WAITING = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
-
-
 @pytest.mark.parametrize("changes", [LORA, FULL])
 def test_what_is_recorded_waits_for_nothing(changes: dict[str, Any], pair: Pair) -> None:
-    class Unwaiting(Again):
-        def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-            def watched() -> None:
-                with _Unwaiting():
-                    work()
-
-            return super().__call__(watched)
-
     _, graphed, _ = pair(changes)
     recorder = Unwaiting()
     graphed = replace(graphed, trainee=with_graphs(graphed.trainee, recorder))

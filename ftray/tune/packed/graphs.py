@@ -1,0 +1,110 @@
+"""Joint micro-batches as CUDA graphs, recorded anew when trials have come or gone."""
+
+import gc
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ftray.config.run import RunConfig
+from ftray.data.batching.collation import Batch
+from ftray.errors import TrainError
+from ftray.model.shape import ModelShape
+from ftray.train.capture import Captures, CudaRecorder, Hold, Recorder, is_captured
+from ftray.train.launches import joint_launch_seconds, product_seconds
+from ftray.tune.packed.bank import Bank
+from ftray.tune.packed.stack import Adapter
+
+
+class Graphs:
+    """The passes of all trials that are there, on rows that are padded to one length.
+
+    Adapters that come or go have the others' weights move, so that what was recorded is of no use.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        bank: Bank,
+        config: RunConfig,
+        shape: ModelShape | None,
+        recorder: Callable[[], Recorder],
+    ) -> None:
+        self._model, self._bank, self._recorder = model, bank, recorder
+        self._config, self._shape = config, shape
+        self._captures: Captures | None = None
+        self._changes = bank.changes
+
+    def row_length(self, lengths: Sequence[int], most_tokens: int) -> int | None:
+        """Return what rows of these lengths are to be padded to; None: better not replayed.
+
+        Padded or not, they come in micro-batches of at most so many tokens.
+        """
+        length, train = self._config.data.max_length, self._config.train
+        if not lengths or max(lengths) > length or train.graphs is False:
+            return None
+        if train.graphs == "auto" and not self._pays(lengths, most_tokens):
+            return None
+        return length
+
+    def _pays(self, lengths: Sequence[int], most_tokens: int) -> bool:
+        if self._shape is None:
+            return False
+        launches = -(-sum(lengths) // most_tokens) * joint_launch_seconds(self._shape)
+        padded = len(lengths) * self._config.data.max_length
+        return launches > product_seconds(self._config, self._shape, padded)
+
+    def learn(
+        self,
+        batch: Batch,
+        owners: Sequence[Adapter],
+        seeds: Sequence[int],
+        learn: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Add up the adapters' gradients; `learn` is about the loss, as in `Captures.run`."""
+        if self._changes != self._bank.changes:
+            self.drop()
+        if self._captures is None:
+            self._changes = self._bank.changes
+            self._captures = Captures(self._model, _pull, self._recorder())
+
+        def tell(hold: Hold) -> None:
+            self._bank.route(owners, seeds, hold)
+
+        return self._captures.run(batch, tell, learn, self._bank.kind(owners))
+
+    def drop(self) -> None:
+        """Let recordings go, and the memory that they hold."""
+        self._captures = None
+        gc.collect()
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def cuda_graphs(
+    config: RunConfig,
+    model: PreTrainedModel,
+    bank: Bank,
+    shape: ModelShape | None,
+    *,
+    compiled: bool,
+) -> tuple[Graphs | None, str]:
+    """Return what records on the model's GPU, with the reason; None: nothing is to be recorded."""
+    twice = config.train.activation_checkpointing == "layer"
+    if twice and config.train.graphs == "auto":  # checkpoints ask for the state of generators
+        return None, "layers are computed twice"
+    if twice and config.train.graphs:
+        raise TrainError(
+            "train.graphs=true: packed trials cannot be captured where layers are computed twice",
+            "set train.graphs=auto, or train.activation_checkpointing=none",
+        )
+    captured, why = is_captured(config, model, compiled=compiled, pays=True)
+    # a recorder for each set of trials: memory that was let go cannot be recorded into again
+    return (
+        Graphs(model, bank, config, shape, lambda: CudaRecorder(model.device)) if captured else None
+    ), why
+
+
+def _pull(states: Tensor, of_states: Tensor) -> None:
+    states.backward(of_states)

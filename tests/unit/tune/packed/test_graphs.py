@@ -1,0 +1,196 @@
+"""Joint micro-batches that are recorded and replayed, by a recorder that does the work again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ftray.config.run import RunConfig
+from ftray.errors import TrainError
+from ftray.model.attention import DOCUMENTS, set_attention
+from ftray.model.shape import BUILTIN_SHAPE, ModelShape, read_shape
+from ftray.train.capture import Captures
+from ftray.tune.packed import graphs as graphs_module
+from ftray.tune.packed.graphs import Graphs, cuda_graphs
+from ftray.tune.packed.trainer import PackedTrainer
+from ftray.tune.packed.trial import Trial
+from tests.unit.train.recording import Again, Unwaiting
+from tests.unit.train.test_plan import LLAMA_8B
+
+Change = dict[str, Any]
+KINDS: dict[str, Change] = {
+    "plain": {},
+    "other rank": {"adapter.rank": 16, "train.learning_rate": 3e-3},
+    "few targets": {"adapter.target": ["q_proj", "v_proj"], "train.global_batch_size": 2},
+    "dropout": {"adapter.dropout": 0.3, "train.seed": 7},
+    "shorter": {"data.max_length": 48, "train.global_batch_size": 3},
+}
+
+
+class Recorders:
+    """Makes recorders, and keeps those that it has made."""
+
+    def __init__(self, kind: type[Again] = Again) -> None:
+        self.kind, self.made = kind, list[Again]()
+
+    def __call__(self) -> Again:
+        self.made.append(self.kind())
+        return self.made[-1]
+
+
+@pytest.fixture
+def replaying(
+    packed: Callable[..., PackedTrainer], config_of: Callable[[Change], RunConfig]
+) -> Callable[..., PackedTrainer]:
+    """Build a host's trainer that attends to documents, with recordings if it has a recorder."""
+
+    def make(recorders: Recorders | None, changes: Change | None = None) -> PackedTrainer:
+        trainer = packed()
+        model, bank = trainer._passes._model, trainer._bank
+        set_attention(model, DOCUMENTS)
+        if recorders is not None:
+            config = config_of({"train.graphs": True, **(changes or {})})
+            trainer._passes._graphs = Graphs(model, bank, config, BUILTIN_SHAPE, recorders)
+        return trainer
+
+    return make
+
+
+Replaying = Callable[..., PackedTrainer]
+TrialOf = Callable[[str, Change], Trial]
+
+
+def curves(trainer: PackedTrainer, trial_of: TrialOf, kinds: list[str]) -> dict[str, list[float]]:
+    """Trials come in one after the other, and the first one leaves before the others end."""
+    found: dict[str, list[float]] = {name: [] for name in kinds}
+    for count in range(1, len(kinds) + 1):
+        trainer.attach(trial_of(kinds[count - 1], KINDS[kinds[count - 1]]))
+        stepped(trainer, kinds[:count], found, 1)
+    stepped(trainer, kinds, found, 4)
+    trainer.evaluate(kinds[1:])
+    trainer.detach(kinds[0])
+    stepped(trainer, kinds[1:], found, 3)
+    return found
+
+
+def stepped(
+    trainer: PackedTrainer, names: list[str], found: dict[str, list[float]], times: int
+) -> None:
+    for _ in range(times):
+        for name, line in trainer.step(names).items():
+            assert isinstance(line, dict), line
+            found[name] += [float(line["loss"]), float(line["grad_norm"])]  # type: ignore[arg-type]
+
+
+def test_trials_have_the_same_curves_replayed(replaying: Replaying, trial_of: TrialOf) -> None:
+    """Also when others come and go, of other ranks and targets, and with dropout."""
+    recorders = Recorders()
+    expected = curves(replaying(None), trial_of, list(KINDS))
+    found = curves(replaying(recorders), trial_of, list(KINDS))
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=1e-5), name
+    replayed = [bool(recorder.replayed) for recorder in recorders.made]
+    assert replayed == [False] * 4 + [True, True]
+
+
+def test_what_is_recorded_of_trials_waits_for_nothing(
+    replaying: Replaying, trial_of: TrialOf
+) -> None:
+    recorders = Recorders(Unwaiting)
+    kinds = ["plain", "other rank", "dropout"]  # four packs each: rows alike, one document in each
+    trainer = replaying(recorders, {"data.packing": True})
+    for name in kinds:
+        trainer.attach(trial_of(name, KINDS[name] | {"data.packing": False}))
+    found: dict[str, list[float]] = {name: [] for name in kinds}
+    stepped(trainer, kinds, found, 4)
+    assert recorders.made[0].replayed
+
+
+def test_without_memory_for_a_recording_micro_batches_get_smaller(
+    replaying: Replaying, trial_of: TrialOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = replaying(recorders := Recorders())
+    run = Captures.run
+
+    def small(self: Captures, batch: Any, *rest: Any) -> torch.Tensor:
+        if batch.input_ids.numel() > 256:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, batch, *rest)
+
+    monkeypatch.setattr(graphs_module.Captures, "run", small)
+    for name in ("plain", "other rank"):
+        trainer.attach(trial_of(name, KINDS[name]))
+    found: dict[str, list[float]] = {"plain": [], "other rank": []}
+    stepped(trainer, ["plain", "other rank"], found, 4)
+    assert trainer._passes.most_tokens == 256
+    assert found["plain"][-2] < found["plain"][0]
+    assert any(recorder.replayed for recorder in recorders.made)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "shape", "changes", "expected"),
+    [
+        ([500] * 8, BUILTIN_SHAPE, {}, 512),
+        ([500] * 256, BUILTIN_SHAPE, {}, 512),  # whose launches are as many micro-batches'
+        ([500] * 2, LLAMA_8B, {}, 512),
+        ([500] * 8, LLAMA_8B, {}, None),
+        ([500] * 8, LLAMA_8B, {"train.graphs": True}, 512),
+        ([5] * 64, BUILTIN_SHAPE, {}, 512),
+        ([5] * 3200, BUILTIN_SHAPE, {}, None),  # a micro-batch, and with padding a hundred
+        ([500, 600], BUILTIN_SHAPE, {"train.graphs": True}, None),
+        ([], BUILTIN_SHAPE, {"train.graphs": True}, None),
+    ],
+)
+def test_rows_are_padded_and_replayed_where_launches_outlast_products(
+    lengths: list[int],
+    shape: ModelShape,
+    changes: Change,
+    expected: int | None,
+    replaying: Replaying,
+    config_of: Callable[[Change], RunConfig],
+) -> None:
+    trainer = replaying(None)
+    config = config_of({"data.max_length": 512, **changes})
+    model = trainer._passes._model
+    graphs = Graphs(model, trainer._bank, config, shape, Again)
+    assert graphs.row_length(lengths, 16384) == expected
+
+
+def test_of_an_unknown_shape_nothing_is_replayed_unless_told(
+    replaying: Replaying, config_of: Callable[[Change], RunConfig]
+) -> None:
+    trainer = replaying(None)
+    for wanted, expected in (("auto", None), (True, 64)):
+        config = config_of({"train.graphs": wanted})
+        graphs = Graphs(trainer._passes._model, trainer._bank, config, None, Again)
+        assert graphs.row_length([40], 512) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, "no GPU"),
+        ({"data.packing": False}, "rows of many lengths need data.packing=true"),
+        ({"train.activation_checkpointing": "layer"}, "layers are computed twice"),
+    ],
+)
+def test_a_search_says_why_it_captures_nothing(
+    changes: Change,
+    reason: str,
+    replaying: Replaying,
+    config_of: Callable[[Change], RunConfig],
+    tiny_folder: Path,
+) -> None:
+    trainer = replaying(None)
+    model, shape = trainer._passes._model, read_shape(tiny_folder)
+
+    def chosen(config: RunConfig, of: ModelShape | None) -> tuple[Graphs | None, str]:
+        return cuda_graphs(config, model, trainer._bank, of, compiled=True)
+
+    assert chosen(config_of(changes), shape) == (None, reason)
+    if "data.packing" not in changes:  # which the config itself refuses
+        with pytest.raises(TrainError, match=reason) as error:
+            chosen(config_of({**changes, "train.graphs": True}), shape)
+        assert error.value.hint.startswith("set train.graphs=auto")
