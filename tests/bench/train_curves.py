@@ -208,7 +208,7 @@ def gradient(
     flat = torch.cat([named[name].grad.flatten() for name in sorted(named)])
     for parameter in named.values():
         parameter.grad = None
-    return flat.float()
+    return flat.double()
 
 
 def _device() -> str:
