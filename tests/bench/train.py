@@ -115,7 +115,8 @@ def _measured(options: argparse.Namespace, weights: Path, path: Path) -> list[Fi
             raise SystemExit(f"{path}: measured with another {', '.join(changed)}")
     known = {_named(one) for one in results["measured"]}
     cases = [case for name in options.only for case in SUITES[name]]
-    cases = [one for one in cases if options.match in one["name"] and _named(one) not in known]
+    cases = [one for one in cases if _named(one) not in known]
+    cases = [one for one in cases if options.match in " ".join(_named(one))]
     cases = [{**case, **_shaped(case, weights)} for case in cases]
     if options.profile:
         cases = [{**case, "profile": _profile(case, path)} for case in cases]
@@ -136,8 +137,7 @@ def _measured(options: argparse.Namespace, weights: Path, path: Path) -> list[Fi
         for done in as_completed([side_by_side.submit(measure, side) for side in sides]):
             results["measured"] += done.result()
             path.write_text(json.dumps(results, indent=1) + "\n")
-    found: list[Figures] = results["measured"]
-    return found
+    return list(results["measured"])
 
 
 def _side(cases: list[Figures], out: Path, gpu: int, until: float) -> list[Figures]:
@@ -338,7 +338,7 @@ SUITES: dict[str, list[Figures]] = {
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=SUITES, default=list(SUITES)[1:])
-    parser.add_argument("--match", default="", help="only cases whose name has this in it")
+    parser.add_argument("--match", default="", help="only cases with this in name, shape, …")
     parser.add_argument("--out", type=Path, help="where the result goes; else to results/")
     parser.add_argument("--gpus", type=int, default=1, help="sides measured at a time, a GPU each")
     parser.add_argument("--seconds", type=float, default=7200, help="no case begins after that")
