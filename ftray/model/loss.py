@@ -160,24 +160,27 @@ def check(model: PreTrainedModel, dtype: torch.dtype | None = None) -> None:
     states and nothing more.
     """
     was_training, device = model.training, model.device.type
-    room = 1e-3 if (dtype or model.dtype) == torch.float32 else 5e-2  # a leak is some tenths
+    room = _Room.of(dtype or model.dtype)
     model.eval()
     vocabulary = len(output_layer(model).weight)
     ids = torch.arange(11, 11 + 37 * 16, 37, device=model.device)[None] % vocabulary  # [1, 16]
     positions = torch.arange(8, device=model.device).repeat(2)[None]
+    beside_others = torch.cat([(ids[:, :8] + 7) % vocabulary, ids[:, 8:]], 1)
     with torch.autocast(device, dtype, enabled=dtype not in (None, model.dtype)):
         packed = decoder_states(model, ids, positions)
+        other = decoder_states(model, beside_others, positions)
         alone = decoder_states(model, ids[:, 8:], positions[:, 8:])
         apart = documents_of(model, positions)
         logits = model(input_ids=ids, position_ids=positions, use_cache=False, **apart).logits
         expected = output_layer(model)(packed)
     model.train(was_training)
-    if _differ(packed[:, 8:], alone, room):
+    sees = _differ(packed[:, 8:], other[:, 8:], room.same)
+    if sees or _differ(packed[:, 8:], alone, room.alike):
         raise ModelError(
             f"{type(model).__name__}: packed sequences would see one another in its layers",
             "choose a base with plain attention, such as Llama, Qwen, Mistral or SmolLM",
         )
-    if _differ(logits, expected, room):
+    if _differ(logits, expected, room.same):
         raise ModelError(
             f"{type(model).__name__} transforms its logits after the output layer (scaling or"
             " soft-capping): not supported",
@@ -207,6 +210,22 @@ def told_states(
         **apart,
     ).last_hidden_state
     return states
+
+
+@dataclass(frozen=True)
+class _Room:
+    """By how much, relative, states may differ for rounding alone; a leak is some tenths or more.
+
+    `same`: from the same kernels on as many rows. `alike`: on fewer; 80 layers with the weights
+    that a model of 70B begins with come to 0.09 then, in bf16.
+    """
+
+    same: float
+    alike: float
+
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> "_Room":
+        return cls(1e-3, 1e-3) if dtype == torch.float32 else cls(5e-2, 2e-1)
 
 
 def _differ(found: Tensor, expected: Tensor, room: float) -> bool:
