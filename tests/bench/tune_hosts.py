@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import isclose
 from multiprocessing import get_context
@@ -56,13 +56,11 @@ def main() -> None:
     within = str(memory) if memory.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="ftray-bench-", dir=within) as made:
         model = (options.models or Path(made)) / f"model-{options.shape.lower()}"
-        bench = Bench(Path(made), model, options, options.steps)
+        bench = Bench(Path(made), model, options)
         if options.add:
             results["searches"] = json.loads(path.read_text())["searches"]
-        if not options.quick:  # what the compiler makes is kept, and found by those that follow
-            replace(bench, steps=2).search(max(options.hosts), "warm")
         for hosts in options.hosts:
-            results["searches"].append(bench.search(hosts, f"on-{hosts}"))
+            results["searches"].append(bench.search(hosts))
             path.write_text(json.dumps(results, indent=1) + "\n")
     _check_same(results["searches"])
     results["load_after"] = load()
@@ -77,11 +75,10 @@ class Bench:
     folder: Path
     model: Path
     options: argparse.Namespace
-    steps: int
 
-    def search(self, hosts: int, name: str) -> Figures:
+    def search(self, hosts: int) -> Figures:
         """Run the whole search on so many hosts; what it took, and what its trials came to."""
-        folder = self.folder / name
+        folder = self.folder / f"on-{hosts}"
         folder.mkdir()
         model, rows = self.model, self.folder / "rows.jsonl"
         if not (model / "tokenizer_config.json").exists():  # written last
@@ -93,10 +90,10 @@ class Bench:
         write_rows(64, self.options.length, rows)
         run, space = folder / "run.yaml", folder / "space.yaml"
         run.write_text(yaml.safe_dump(self._run(model, rows)))
-        space.write_text(yaml.safe_dump(self._search(hosts, name)))
+        space.write_text(yaml.safe_dump(self._search(hosts)))
         command = [sys.executable, "-m", "ftray", "tune", str(run), str(space)]
         watched = run_command(command, folder)
-        place = self.folder / "root" / "searches" / name
+        place = self.folder / "root" / "searches" / f"on-{hosts}"
         rows_of = json.loads((place / "report" / "report.json").read_text())["rows"]
         told = json.loads((place / "hosts.json").read_text())
         searching = max(_spent(host) for host in told["hosts"])
@@ -125,7 +122,7 @@ class Bench:
                 "max_length": self.options.length,
             },
             "train": {
-                "max_steps": self.steps,
+                "max_steps": self.options.steps,
                 "global_batch_size": 1,
                 "micro_batch_size": 1,
                 "schedule": "constant",
@@ -133,13 +130,13 @@ class Bench:
             "tracking": [],
         }
 
-    def _search(self, hosts: int, name: str) -> Figures:
+    def _search(self, hosts: int) -> Figures:
         return {
-            "name": name,
+            "name": f"on-{hosts}",
             "metric": "loss",
             "space": {key: {"grid": some} for key, some in SPACE.items()},
             "num_samples": 1,
-            "every_steps": self.steps // 2,
+            "every_steps": self.options.steps // 2,
             "scheduler": {"kind": "none"},
             "trials": "packed",
             "hosts": {"count": hosts},
