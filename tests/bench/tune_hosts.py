@@ -8,13 +8,16 @@
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import isclose
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -35,6 +38,7 @@ SPACE: dict[str, list[Any]] = {
 TRIALS = 16
 SAME = 2e-2  # relative: of a trial's last loss on one host and on several, in bf16
 Figures = dict[str, Any]
+_REPORT = re.compile(r"^(\d+):(\d+):(\d+) (\S+) (?:running|finished), step (\d+)", re.MULTILINE)
 
 
 def main() -> None:
@@ -97,12 +101,15 @@ class Bench:
         rows_of = json.loads((place / "report" / "report.json").read_text())["rows"]
         told = json.loads((place / "hosts.json").read_text())
         searching = max(_spent(host) for host in told["hosts"])
+        second_half = _second_half((folder / "log.txt").read_text(), self.options.steps)
         return {
             "hosts": hosts,
             "seconds": watched.seconds,
             "searching_seconds": searching,
             "trials_per_hour": 3600 * TRIALS / watched.seconds,
             "searching_trials_per_hour": 3600 * TRIALS / searching,
+            "second_half_seconds": second_half,
+            "steady_trials_per_hour": 3600 * TRIALS / (2 * second_half),
             "of_hosts": told["hosts"],
             "loaded": told["loaded"],
             "losses": sorted(
@@ -150,6 +157,18 @@ def _spent(host: Figures) -> float:
     return float(host["stepping"] + host["measuring"] + host["saving"] + host["between"])
 
 
+def _second_half(log: str, steps: int) -> float:
+    """Seconds from trials' first reports to their last, a mean over all: nothing is compiled then.
+
+    The log has whole seconds, at which reports come one after the other.
+    """
+    said: dict[str, dict[int, float]] = defaultdict(dict)
+    for hours, minutes, seconds, trial, step in _REPORT.findall(log):
+        said[trial][int(step)] = 3600 * int(hours) + 60 * int(minutes) + int(seconds)
+    spans = [times[steps] - times[steps // 2] for times in said.values()]
+    return mean(span % 86400 for span in spans)
+
+
 def _check_same(searches: list[Figures]) -> None:
     first, *others = searches
     for other in others:
@@ -188,7 +207,8 @@ def _print(results: Figures) -> None:
     console = Console(width=120)
     console.print(", ".join(f"{k} {v}" for k, v in results["machine"].items()), style="dim")
     title = f"{TRIALS} trials of {results['steps']} steps of {results['tokens']} tokens"
-    heads = ("the command, s", "trials/hour", "its trials, s", "trials/hour", "between steps")
+    of_time = ("the command, s", "its trials, s", "their second half, s")
+    heads = (*(head for one in of_time for head in (one, "trials/hour")), "between steps")
     table = Table("hosts", *heads, title=f"{title}, {results['shape']} shape")
     for one in results["searches"]:
         between = max(host["between"] / host["stepping"] for host in one["of_hosts"])
@@ -198,6 +218,8 @@ def _print(results: Figures) -> None:
             f"{one['trials_per_hour']:,.0f}",
             f"{one['searching_seconds']:.1f}",
             f"{one['searching_trials_per_hour']:,.0f}",
+            f"{one['second_half_seconds']:.1f}",
+            f"{one['steady_trials_per_hour']:,.0f}",
             f"{between:.1%}",
         )
     console.print(table)
