@@ -53,8 +53,9 @@ class Handover:
         return work
 
     def clear(self) -> None:
-        """Forget what was given."""
-        internal_kv._internal_kv_del(self._key)
+        """Forget what was given; a Ray that has been shut down has forgotten it."""
+        if internal_kv._internal_kv_initialized():
+            internal_kv._internal_kv_del(self._key)
 
     @property
     def _key(self) -> bytes:

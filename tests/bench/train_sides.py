@@ -78,15 +78,36 @@ def measured(case: Figures, keep: Callable[[Figures], None]) -> None:
 
 
 def _profile(step: Callable[[], Any], path: str) -> None:
+    """Write when the GPU had nothing to do in a step, and what its kernels took in another."""
     from torch.profiler import ProfilerActivity, profile
 
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:  # which hardly slows the host
+        step()
+        wait()
+    idle = _idle([one for one in seen.events() if one.device_type.name == "CUDA"])
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
         step()
         wait()
     table = seen.key_averages().table(
         sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=110
     )
-    Path(path).write_text(table)
+    Path(path).write_text(f"{idle}\n\n{table}")
+
+
+def _idle(kernels: list[Any]) -> str:
+    """How long a GPU was busy between the first kernel and the last one's end, and its waits."""
+    ordered = sorted(kernels, key=lambda one: one.time_range.start)
+    end, busy, waits = ordered[0].time_range.start, 0.0, []
+    for one in ordered:
+        start = max(end, one.time_range.start)
+        waits.append((start - end, one.name))
+        busy += max(0.0, one.time_range.end - start)
+        end = max(end, one.time_range.end)
+    span = end - ordered[0].time_range.start
+    longest = sorted(waits, reverse=True)[:15]
+    lines = [f"{wait / 1e3:8.2f} ms before {name[:100]}" for wait, name in longest]
+    of_span = f"{busy / 1e3:.1f} of {span / 1e3:.1f} ms ({busy / span:.1%})"
+    return "\n".join([f"busy {of_span}, {len(ordered)} kernels; the longest waits:", *lines])
 
 
 class Ours:

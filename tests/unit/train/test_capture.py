@@ -256,6 +256,7 @@ def test_a_small_model_on_short_rows_is_captured_and_what_graphs_hold_is_counted
         ({"train__objective": "memory"}, "train.objective=memory"),
         ({"train__compile": False}, "train.compile=false"),
         ({"train__max_steps": 10}, "not compiled"),
+        ({"adapter": {"method": "lora", "dropout": 0.05}}, "not with adapter.dropout"),
         ({"model__attention": "eager"}, "makes masks"),
     ],
 )

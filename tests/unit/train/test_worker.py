@@ -30,3 +30,8 @@ def test_the_thread_that_trains_has_its_workers_gpu_as_the_current_one(
     thread.start()
     thread.join()
     assert seen == [torch.device("cuda", 1)]
+
+
+def test_a_handover_is_forgotten_quietly_once_ray_has_been_shut_down() -> None:
+    """As the thread that trains finds it after a second Ctrl-C."""
+    Handover("x").clear()

@@ -135,8 +135,8 @@ def test_without_memory_for_a_recording_micro_batches_get_smaller(
         ([500] * 8, BUILTIN_SHAPE, {}, 512),
         ([500] * 256, BUILTIN_SHAPE, {}, 512),  # whose launches are as many micro-batches'
         ([500] * 2, LLAMA_8B, {}, 512),
-        ([500] * 8, LLAMA_8B, {}, None),
-        ([500] * 8, LLAMA_8B, {"train.graphs": True}, 512),
+        ([500] * 16, LLAMA_8B, {}, None),
+        ([500] * 16, LLAMA_8B, {"train.graphs": True}, 512),
         ([5] * 64, BUILTIN_SHAPE, {}, 512),
         ([5] * 3200, BUILTIN_SHAPE, {}, None),  # a micro-batch, and with padding a hundred
         ([500, 600], BUILTIN_SHAPE, {"train.graphs": True}, None),
