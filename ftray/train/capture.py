@@ -155,18 +155,19 @@ class Captures:
         """
         bounds = bounds_of(batch.position_ids)
         shape = Shape.of(batch, bounds)
+        if (shape, kind) not in self._passes:
+            self._passes[shape, kind] = _Passes(self._layers, shape)
+        passes = self._passes[shape, kind]
         with self._recorder.beside():
-            passes = self._ready(shape, kind)
             passes.take(batch, bounds)
-            tell(passes.hold)
+            tell(passes.hold)  # before it is captured: what layers are told of is captured too
+            if self._is_to_capture(passes):
+                passes.capture(self._recorder)
             return passes.run(learn)
 
-    def _ready(self, shape: Shape, kind: Hashable) -> "_Passes":
-        passes = self._passes.setdefault((shape, kind), _Passes(self._layers, shape))
+    def _is_to_capture(self, passes: "_Passes") -> bool:
         captured = sum(one.is_captured for one in self._passes.values())
-        if not passes.is_captured and passes.runs >= _WARM and captured < _MOST:
-            passes.capture(self._recorder)
-        return passes
+        return not passes.is_captured and passes.runs >= _WARM and captured < _MOST
 
 
 class Graphs:

@@ -24,9 +24,6 @@ def graphs_pay(config: RunConfig, shape: ModelShape, micro: int) -> tuple[bool, 
         return False, f"no graphs: {obstacle}"
     if not compiles(config.train, on_gpu=True):
         return False, "no graphs: layers are not compiled"
-    if not isinstance(config.adapter, FullConfig) and config.adapter.dropout:
-        # the GPU test of them did not find steps that are equal to the last bit
-        return False, "no graphs: not with adapter.dropout, unless train.graphs=true"
     is_full = isinstance(config.adapter, FullConfig)
     launches = shape.layers * (_LAYER_SECONDS if is_full else _ADAPTED_LAYER_SECONDS)
     products = product_seconds(config, shape, micro * config.data.max_length)

@@ -31,7 +31,7 @@ from ftray.train.memory import GIB, Worker
 from ftray.train.parallel import Place
 from ftray.train.step import StepResult, micro_batch, train_step
 from ftray.train.trainee import with_graphs
-from tests.unit.train.recording import Again, Unwaiting
+from tests.unit.train.recording import Again, Taped
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
@@ -116,13 +116,19 @@ def test_compiled_layers_take_the_same_steps_with_graphs(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("changes", [LORA, FULL])
-def test_what_is_recorded_waits_for_nothing(changes: dict[str, Any], pair: Pair) -> None:
-    _, graphed, _ = pair(changes)
-    recorder = Unwaiting()
+def test_what_is_recorded_is_all_that_a_step_needs_and_waits_for_nothing(
+    changes: dict[str, Any], pair: Pair
+) -> None:
+    """Python is not run again: micro-batches of two shapes, each with dropout of its own."""
+    plain, graphed, _ = pair(changes)
+    recorder = Taped()
     graphed = replace(graphed, trainee=with_graphs(graphed.trainee, recorder))
-    for number in range(4):
-        step(graphed, [[pack(1), pack(1)]], number)
-    assert recorder.replayed == [0, 1] * 2
+    alternating = [[pack(1), pack(1)], [pack(1)]]
+    for number in range(5):
+        found, expected = step(graphed, alternating, number), step(plain, alternating, number)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+        assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+    assert recorder.replayed == [0, 1, 2, 3] * 3
 
 
 def test_a_micro_batch_without_labels_adds_nothing(pair: Pair) -> None:
@@ -256,7 +262,6 @@ def test_a_small_model_on_short_rows_is_captured_and_what_graphs_hold_is_counted
         ({"train__objective": "memory"}, "train.objective=memory"),
         ({"train__compile": False}, "train.compile=false"),
         ({"train__max_steps": 10}, "not compiled"),
-        ({"adapter": {"method": "lora", "dropout": 0.05}}, "not with adapter.dropout"),
         ({"model__attention": "eager"}, "makes masks"),
     ],
 )

@@ -8,15 +8,18 @@ import pytest
 import torch
 
 from ftray.config.run import RunConfig
+from ftray.data.rendering.chat import Tokens
+from ftray.data.tokens.memory import MemoryRows
 from ftray.errors import TrainError
 from ftray.model.attention import DOCUMENTS, set_attention
 from ftray.model.shape import BUILTIN_SHAPE, ModelShape, read_shape
 from ftray.train.capture import Captures
 from ftray.tune.packed import graphs as graphs_module
 from ftray.tune.packed.graphs import Graphs, cuda_graphs
+from ftray.tune.packed.intake import Tables
 from ftray.tune.packed.trainer import PackedTrainer
 from ftray.tune.packed.trial import Trial
-from tests.unit.train.recording import Again, Unwaiting
+from tests.unit.train.recording import Again, Taped
 from tests.unit.train.test_plan import LLAMA_8B
 
 Change = dict[str, Any]
@@ -95,17 +98,28 @@ def test_trials_have_the_same_curves_replayed(replaying: Replaying, trial_of: Tr
     assert replayed == [False] * 4 + [True, True]
 
 
-def test_what_is_recorded_of_trials_waits_for_nothing(
+def test_what_is_recorded_of_trials_is_all_that_a_step_needs(
     replaying: Replaying, trial_of: TrialOf
 ) -> None:
-    recorders = Recorders(Unwaiting)
-    kinds = ["plain", "other rank", "dropout"]  # four packs each: rows alike, one document in each
-    trainer = replaying(recorders, {"data.packing": True})
+    """Python is not run again: joint micro-batches in which trials take turns in several ways."""
+    kinds = ["plain", "other rank", "dropout"]  # of four rows each; by eights
+    one = Tokens(list(range(5, 45)), bytes([0, *[1] * 39]))  # a CPU takes documents in Python
+    rows, curves = MemoryRows([one, Tokens(one.ids[::-1], one.trained)] * 12), []
+    for recorders in (None, Recorders(Taped)):
+        trainer = replaying(recorders)
+        trainer._tables = Tables(rows, rows)
+        for name in kinds:
+            trainer.attach(trial_of(name, KINDS[name] | {"data.packing": False}))
+        found: dict[str, list[float]] = {name: [] for name in kinds}
+        for _ in range(2):
+            stepped(trainer, kinds, found, 5)
+            trainer.evaluate(kinds)
+        curves.append(found)
+    assert recorders is not None
+    assert len(recorders.made) == 1
+    assert recorders.made[0].recorded >= 4
     for name in kinds:
-        trainer.attach(trial_of(name, KINDS[name] | {"data.packing": False}))
-    found: dict[str, list[float]] = {name: [] for name in kinds}
-    stepped(trainer, kinds, found, 4)
-    assert recorders.made[0].replayed
+        assert curves[1][name] == pytest.approx(curves[0][name], rel=1e-5), name
 
 
 def test_without_memory_for_a_recording_micro_batches_get_smaller(
