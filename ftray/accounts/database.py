@@ -3,7 +3,9 @@
 Its tables are the subclasses of `Base`, wherever they are declared; `migrations` makes them.
 """
 
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,6 @@ from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
-from sqlalchemy.pool import ConnectionPoolEntry
 
 from ftray.accounts.border import Border
 from ftray.accounts.url import checked_url, shown
@@ -105,17 +106,25 @@ def _new_engine(url: sa.URL, patience: float) -> sa.Engine:
     if url.database is not None:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(url, connect_args={"timeout": patience})
-    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "connect", lambda made, _: _prepare_sqlite(made, patience))
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
-def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+def _prepare_sqlite(connection: DBAPIConnection, patience: float) -> None:
     connection.isolation_level = None  # else Python decides where a transaction begins
     cursor = connection.cursor()
+    cursor.execute("PRAGMA foreign_keys=ON")
     # `synchronous` stays FULL: a key that was revoked must not come back after a power cut
-    for setting in ("foreign_keys=ON", "journal_mode=WAL"):
-        cursor.execute(f"PRAGMA {setting}")
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:  # SQLite waits for no lock to change the mode
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
     cursor.close()
 
 

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -84,9 +84,11 @@ class CudaRecorder:
         """Order the block after all that was launched before it, and before all that follows."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            yield
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:  # a pass that ran out of memory may still be adding to gradients
+            current.wait_stream(self._stream)
 
     def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
         """Other threads may go on with what they do: a save, NCCL's watchdog."""
@@ -226,6 +228,16 @@ class _Layers:
     model: PreTrainedModel
     pull: Callable[[Tensor, Tensor], None]
     precision: Callable[[], AbstractContextManager[None]]
+    # by rows and length, for all passes: one at a time is between its forward and its backward
+    between: dict[tuple[int, int], "_Between"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Between:
+    """Where a forward pass leaves its states, and the backward pass finds their gradient."""
+
+    states: Tensor  # [rows, length, width]
+    gradient: Tensor
 
 
 class _Passes:
@@ -234,7 +246,7 @@ class _Passes:
     def __init__(self, layers: _Layers, shape: Shape) -> None:
         self._layers, self._shape = layers, shape
         self._held: dict[str, Tensor] = {}
-        self._states = self._hidden = self._of_hidden = torch.empty(0)  # made by the first run
+        self._states = torch.empty(0)  # of the forward pass, until the backward pass has been
         self._forward, self._backward = self._run_forward, self._run_backward
         self.runs, self.is_captured = 0, False
 
@@ -258,8 +270,8 @@ class _Passes:
         """Go forward, learn from the layers' states, and go backward."""
         self.runs += 1
         self._forward()
-        hidden = self._hidden.detach().requires_grad_()  # [rows, length, width]
-        hidden.grad = self._of_hidden.zero_()  # the loss adds its gradient where backward reads it
+        hidden = self._between.states.detach().requires_grad_()
+        hidden.grad = self._between.gradient.zero_()  # the loss adds to it, and backward reads it
         found = learn(hidden)
         self._backward()
         return found
@@ -287,11 +299,16 @@ class _Passes:
         apart = told_of(held["bounds"], self._shape.length) if "bounds" in held else {}
         with self._layers.precision():
             self._states = told_states(self._layers.model, held["ids"], held["positions"], apart)
-        if not len(self._hidden):
-            self._hidden, self._of_hidden = map(torch.empty_like, (self._states, self._states))
+        between, size = self._layers.between, (self._shape.rows, self._shape.length)
+        if size not in between:
+            between[size] = _Between(*map(torch.empty_like, (self._states, self._states)))
         with torch.no_grad():
-            self._hidden.copy_(self._states)
+            between[size].states.copy_(self._states)
+
+    @property
+    def _between(self) -> _Between:
+        return self._layers.between[self._shape.rows, self._shape.length]
 
     def _run_backward(self) -> None:
-        self._layers.pull(self._states, self._of_hidden)
+        self._layers.pull(self._states, self._between.gradient)
         self._states = torch.empty(0)  # what it was made of is free now

@@ -7,7 +7,7 @@ from ftray.train.memory import compiles
 # A layer's launches in both passes, compiled, on slow hosts of H200s; another's may take half.
 _LAYER_SECONDS = 2e-3
 _ADAPTED_LAYER_SECONDS = 4e-3
-_JOINT_LAYER_SECONDS = 10e-3
+_JOINT_LAYER_SECONDS = 6e-3
 # What an H100 reaches. On a slower card launches matter less, and graphs bring less, for the same.
 _FLOPS_PER_SECOND = 400e12
 
@@ -43,7 +43,7 @@ def product_seconds(config: RunConfig, shape: ModelShape, tokens: int) -> float:
 def joint_launch_seconds(shape: ModelShape) -> float:
     """How long a host is at the launches of a micro-batch of packed trials.
 
-    The layers' products are not compiled there: 28 layers of a 1.7B shape took 165 ms for one trial
-    of 512 tokens, and 286 for 16, on the slowest of the hosts of H200s that were tried.
+    The layers' products are not compiled there: 28 layers of a 1.7B shape took 165 ms, for one
+    trial of 512 tokens, on the slowest of the hosts of H200s that were tried.
     """
     return shape.layers * _JOINT_LAYER_SECONDS

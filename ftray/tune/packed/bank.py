@@ -1,6 +1,6 @@
 """All adapters beside one base model: who is there, and which rows of a batch are whose."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -33,7 +33,8 @@ class Bank:
             model.set_submodule(name, self._layers[name])
         self._stacks: dict[tuple[int, tuple[str, ...]], Stack] = {}
         self._made = 0
-        self.changes = 0  # how often adapters have come or gone: memory is elsewhere then
+        self.before_change: Callable[[], None] = lambda: None
+        """Called before adapters come or go: their memory is elsewhere then."""
 
     @property
     def stacks(self) -> list[Stack]:
@@ -123,7 +124,7 @@ class Bank:
     @contextmanager
     def _changing(self, stack: Stack) -> Iterator[None]:
         """Let the layers hold nothing of a stack inside the block, and what it then is after it."""
-        self.changes += 1
+        self.before_change()
         for name in stack.sizes:
             self._layers[name].factors.pop(stack.number, None)
         try:

@@ -17,7 +17,7 @@ from ftray.tune.packed.bank import Bank
 from ftray.tune.packed.stack import Adapter
 
 
-class Graphs:
+class JointGraphs:
     """The passes of all trials that are there, on rows that are padded to one length.
 
     Adapters that come or go have the others' weights move, so that what was recorded is of no use.
@@ -34,7 +34,7 @@ class Graphs:
         self._model, self._bank, self._recorder = model, bank, recorder
         self._config, self._shape = config, shape
         self._captures: Captures | None = None
-        self._changes = bank.changes
+        bank.before_change = self.drop
 
     def row_length(self, lengths: Sequence[int], most_tokens: int) -> int | None:
         """Return what rows of these lengths are to be padded to; None: better not replayed.
@@ -55,27 +55,31 @@ class Graphs:
         padded = len(lengths) * self._config.data.max_length
         return launches > product_seconds(self._config, self._shape, padded)
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the run insists, so that what cannot be recorded is an error."""
+        return self._config.train.graphs is True
+
     def learn(
         self,
         batch: Batch,
         owners: Sequence[Adapter],
         seeds: Sequence[int],
-        learn: Callable[[Tensor], Tensor],
+        of_states: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        """Add up the adapters' gradients; `learn` is about the loss, as in `Captures.run`."""
-        if self._changes != self._bank.changes:
-            self.drop()
+        """Add up the adapters' gradients; `of_states` takes the loss, see `Captures.run`."""
         if self._captures is None:
-            self._changes = self._bank.changes
             self._captures = Captures(self._model, _pull, self._recorder())
 
         def tell(hold: Hold) -> None:
             self._bank.route(owners, seeds, hold)
 
-        return self._captures.run(batch, tell, learn, self._bank.kind(owners))
+        return self._captures.run(batch, tell, of_states, self._bank.kind(owners))
 
     def drop(self) -> None:
         """Let recordings go, and the memory that they hold."""
+        if self._captures is None:
+            return
         self._captures = None
         gc.collect()
         if self._model.device.type == "cuda":
@@ -89,7 +93,7 @@ def cuda_graphs(
     shape: ModelShape | None,
     *,
     compiled: bool,
-) -> tuple[Graphs | None, str]:
+) -> tuple[JointGraphs | None, str]:
     """Return what records on the model's GPU, with the reason; None: nothing is to be recorded."""
     twice = config.train.activation_checkpointing == "layer"
     if twice and config.train.graphs == "auto":  # checkpoints ask for the state of generators
@@ -100,9 +104,13 @@ def cuda_graphs(
             "set train.graphs=auto, or train.activation_checkpointing=none",
         )
     captured, why = is_captured(config, model, compiled=compiled, pays=True)
+    if captured and config.train.graphs == "auto":
+        why = "joint micro-batches are replayed where launches outlast products"
     # a recorder for each set of trials: memory that was let go cannot be recorded into again
     return (
-        Graphs(model, bank, config, shape, lambda: CudaRecorder(model.device)) if captured else None
+        JointGraphs(model, bank, config, shape, lambda: CudaRecorder(model.device))
+        if captured
+        else None
     ), why
 
 

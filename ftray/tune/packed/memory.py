@@ -1,10 +1,12 @@
 """How much a host holds: estimated from shapes alone (no torch), to be corrected by measurement."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ftray.config.base import override
 from ftray.config.run import RunConfig
 from ftray.model.shape import ModelShape
+from ftray.train.launches import joint_launch_seconds, product_seconds
 from ftray.train.memory import Worker, bytes_per_element, estimate, trainable
 from ftray.tune.packed.trial import Capacity, adapter_of
 
@@ -28,7 +30,23 @@ def host_bytes(config: RunConfig, shape: ModelShape, worker: Worker, tokens: int
     micro = -(-tokens // config.data.max_length)
     alone = estimate(config, shape, worker, micro)
     own = alone.adapter + alone.gradients + alone.optimizer + alone.snapshot + alone.graphs
-    return max(sum(alone.parts.values()) - own, alone.loading + alone.overhead)
+    step = sum(alone.parts.values()) - own + graph_bytes(config, shape, worker, tokens)
+    return max(step, alone.loading + alone.overhead)
+
+
+def graph_bytes(config: RunConfig, shape: ModelShape, worker: Worker, tokens: int) -> int:
+    """Bytes that recordings of joint micro-batches hold beside those that are launched.
+
+    They take each other's place: it is the activations of the largest one that is replayed.
+    """
+    train, length = config.train, config.data.max_length
+    if worker.device == "cpu" or train.graphs is False or config.graphs_obstacle:
+        return 0
+    most = tokens // length
+    if train.graphs == "auto":
+        launches = joint_launch_seconds(shape)
+        most = min(most, int(launches / product_seconds(config, shape, length)))
+    return estimate(config, shape, worker, most).activations if most else 0
 
 
 def plan_capacity(
@@ -41,8 +59,24 @@ def plan_capacity(
     """Choose how many trials like these a host holds, `most` at most, and its joint micro-batches.
 
     Micro-batches are as large as they help, and smaller where that many then fit; never smaller
-    than a pack. No slots: the base does not fit, or not with the largest trial.
+    than a pack. Recordings of them have to go before trials have to wait. No slots: the base does
+    not fit, or not with the largest trial.
     """
+    found = _fitting(base, trials, most, shape, worker)
+    if found.slots == most or base.train.graphs != "auto":
+        return found
+    launched = override(base, {"train.graphs": False})
+    without = replace(_fitting(launched, trials, most, shape, worker), graphs=False)
+    return without if without.slots > found.slots else found
+
+
+def _fitting(
+    base: RunConfig,
+    trials: Sequence[RunConfig],
+    most: int,
+    shape: ModelShape | None,
+    worker: Worker,
+) -> Capacity:
     longest = max((trial.data.max_length for trial in trials), default=base.data.max_length)
     tokens = max(_MOST_TOKENS[worker.device], longest)
     if shape is None or worker.memory is None:

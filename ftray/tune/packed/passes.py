@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 from ftray.data.batching.collation import Batch, collate, lengthened
 from ftray.data.batching.samples import Pack, Sample
 from ftray.data.tokens.columns import TokenRows
+from ftray.errors import TrainError
 from ftray.model.entropy import Owners
 from ftray.model.loss import decoder_states, owned_losses
 from ftray.model.transfer import to_device
 from ftray.train.step import Counts
 from ftray.tune.packed.bank import Bank, Spot
-from ftray.tune.packed.graphs import Graphs
+from ftray.tune.packed.graphs import JointGraphs
 from ftray.tune.packed.joint import Row, joined
 from ftray.tune.packed.stack import Adapter
 
@@ -73,7 +74,7 @@ class Passes:
         model: PreTrainedModel,
         bank: Bank,
         most_tokens: int,
-        graphs: Graphs | None = None,
+        graphs: JointGraphs | None = None,
     ) -> None:
         """Trials learn through graphs, if there are any, where they pay."""
         self._model, self._bank, self._graphs = model, bank, graphs
@@ -146,6 +147,11 @@ class Passes:
                 sums += self._pass(batch, rows, works, shares, is_replayed=length is not None)
             except torch.OutOfMemoryError:
                 return rows
+            except TrainError as error:  # of what cannot be recorded
+                if self._graphs is None or self._graphs.is_wanted:
+                    raise
+                logger.warning("%s", error.message)
+                return rows
         return sums
 
     def _pass(
@@ -174,9 +180,14 @@ class Passes:
         return learn(decoder_states(self._model, ids, batch.position_ids))
 
     def _make_room(self, failed: list[Row], too_large: set[int]) -> None:
-        """Halve the micro-batches, or leave out the trial whose single row is too large."""
+        """Replay no more; if that was not it halve the micro-batches, or leave out the trial whose
+        single row is too large.
+        """
         if self._graphs is not None:
             self._graphs.drop()
+            self._graphs = None
+            logger.info("joint micro-batches are launched from now on, and not replayed")
+            return
         gc.collect()  # what the failed pass held in cycles
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

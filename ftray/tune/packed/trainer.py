@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ftray.config.base import override
 from ftray.config.run import RunConfig
 from ftray.errors import OutOfMemoryError, TrainError, first_line
 from ftray.model.activations import keep_activations
@@ -58,6 +59,8 @@ class PackedTrainer:
         capacity: Capacity,
     ) -> None:
         """Load the base; `base` is the search's config without a trial's values."""
+        if not capacity.graphs:
+            base = override(base, {"train.graphs": False})
         self._base = base
         shape = read_shape(folder)
         model = load_base(folder, base.model, device)

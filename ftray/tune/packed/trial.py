@@ -22,12 +22,13 @@ class Capacity:
     """How much a host may hold at once.
 
     `tokens` bounds a joint micro-batch, padding included; `memory` is what the process may take in
-    bytes, None where that is unknown.
+    bytes, None where that is unknown. `graphs`: whether it may hold recordings beside that.
     """
 
     slots: int
     tokens: int
     memory: int | None = None
+    graphs: bool = True
 
 
 class TrialError(TrainError):

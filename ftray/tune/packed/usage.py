@@ -11,7 +11,7 @@ import torch
 from ftray.config.run import RunConfig
 from ftray.model.shape import ModelShape
 from ftray.train.memory import Worker
-from ftray.tune.packed.memory import host_bytes, slot_bytes
+from ftray.tune.packed.memory import graph_bytes, host_bytes, slot_bytes
 from ftray.tune.packed.trial import Capacity, Trial
 
 
@@ -42,8 +42,11 @@ class Usage:
         self._slots: dict[str, int] = {}
         self._correction = 1.0  # what slots took, as a multiple of their estimate
         self._base = self._measured()
-        whole = 0 if shape is None else host_bytes(base, shape, self._worker, capacity.tokens)
-        self._step = max(0, whole - self._base)
+        sizes = (self._worker, capacity.tokens)
+        whole = 0 if shape is None else host_bytes(base, shape, *sizes)
+        # CUDA's allocator counts what recordings hold as free
+        self._graphs = 0 if shape is None else graph_bytes(base, shape, *sizes)
+        self._step = max(0, whole - self._graphs - self._base)
         self._is_measured = False
 
     def footprint(self) -> Footprint:
@@ -55,7 +58,8 @@ class Usage:
         if len(self._slots) >= self._capacity.slots:
             return False
         most = self._capacity.memory
-        return most is None or self._held() + self._step + self._expected(trial) <= most
+        step = self._step + self._graphs
+        return most is None or self._held() + step + self._expected(trial) <= most
 
     @contextmanager
     def attaching(self, trial: Trial) -> Iterator[None]:

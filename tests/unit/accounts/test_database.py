@@ -56,6 +56,19 @@ def test_threads_that_open_it_at_once_make_the_tables_once(url: str):
         database.close()
 
 
+def test_a_new_file_is_opened_while_another_connection_holds_it(tmp_path: Path):
+    """SQLite itself waits for no lock where it changes the mode of a new file."""
+    file = tmp_path / "accounts.db"
+    holder = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    holder.execute("BEGIN EXCLUSIVE")
+    holder.execute("CREATE TABLE held (n)")
+    timer = threading.Timer(0.3, lambda: holder.execute("COMMIT"))
+    timer.start()
+    open_database(f"sqlite:///{file}").close()
+    timer.join()
+    holder.close()
+
+
 def test_the_migrations_make_the_tables_that_the_code_declares(database: Database):
     assert {KeyRow.__tablename__, JobRow.__tablename__} <= set(Base.metadata.tables)
     with database.engine.connect() as connection:

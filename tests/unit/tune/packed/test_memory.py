@@ -5,8 +5,15 @@ from dataclasses import replace
 import pytest
 
 from ftray.model.shape import BUILTIN_SHAPE, read_shape
-from ftray.train.memory import GIB, Worker
-from ftray.tune.packed.memory import host_bytes, padded, plan_capacity, slot_bytes
+from ftray.train.memory import GIB, Worker, estimate
+from ftray.tune.packed.memory import (
+    graph_bytes,
+    host_bytes,
+    padded,
+    plan_capacity,
+    slot_bytes,
+)
+from tests.unit.train.test_plan import LLAMA_8B
 
 GPU = Worker("gpu", 1, 80 * GIB, "a test")
 
@@ -35,12 +42,28 @@ def test_micro_batches_shrink_before_trials_have_to_wait(config_of):
     base = config_of({"data.max_length": 1024})
     rich = plan_capacity(base, [base], 8, BUILTIN_SHAPE, GPU)
     assert (rich.slots, rich.tokens) == (8, 16384)
+    base = config_of({"data.max_length": 1024, "train.graphs": False})
     need = host_bytes(base, BUILTIN_SHAPE, GPU, 1024) + 8 * slot_bytes(base, BUILTIN_SHAPE, GPU)
     tight = plan_capacity(base, [base], 8, BUILTIN_SHAPE, replace(GPU, memory=need))
     assert (tight.slots, tight.tokens) == (8, 1024)
     less = plan_capacity(base, [base], 8, BUILTIN_SHAPE, replace(GPU, memory=need - 1))
     assert less.slots == 7
     assert plan_capacity(base, [base], 8, BUILTIN_SHAPE, replace(GPU, memory=GIB)).slots == 0
+
+
+def test_recordings_take_memory_where_they_pay_and_go_before_trials_wait(config_of):
+    base = config_of({"data.max_length": 1024})
+    launched = config_of({"data.max_length": 1024, "train.graphs": False})
+    held = graph_bytes(base, BUILTIN_SHAPE, GPU, 16384)
+    assert held == estimate(base, BUILTIN_SHAPE, GPU, 16).activations
+    assert graph_bytes(base, BUILTIN_SHAPE, replace(GPU, device="cpu"), 16384) == 0
+    assert graph_bytes(launched, BUILTIN_SHAPE, GPU, 16384) == 0
+    assert graph_bytes(base, LLAMA_8B, GPU, 16384) == estimate(base, LLAMA_8B, GPU, 2).activations
+    assert graph_bytes(config_of({"data.max_length": 8192}), LLAMA_8B, GPU, 16384) == 0
+    need = host_bytes(launched, BUILTIN_SHAPE, GPU, 1024) + 8 * slot_bytes(base, BUILTIN_SHAPE, GPU)
+    tight = plan_capacity(base, [base], 8, BUILTIN_SHAPE, replace(GPU, memory=need))
+    assert (tight.slots, tight.tokens, tight.graphs) == (8, 1024, False)
+    assert plan_capacity(base, [base], 8, BUILTIN_SHAPE, GPU).graphs
 
 
 def test_of_an_unknown_model_all_trials_are_tried(config_of):
