@@ -183,14 +183,15 @@ class Passes:
         """Replay no more; if that was not it halve the micro-batches, or leave out the trial whose
         single row is too large.
         """
-        if self._graphs is not None:
-            self._graphs.drop()
-            self._graphs = None
-            logger.info("joint micro-batches are launched from now on, and not replayed")
-            return
+        graphs, self._graphs = self._graphs, None
+        if graphs is not None:
+            graphs.drop()
         gc.collect()  # what the failed pass held in cycles
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+        if graphs is not None:
+            logger.info("joint micro-batches are launched from now on, and not replayed")
+            return
         if len(failed) == 1:
             too_large.add(failed[0].owner)
             return
