@@ -34,13 +34,16 @@ _FEWEST = 16  # documents that there is room for
 
 
 def is_captured(
-    config: RunConfig, model: PreTrainedModel, *, compiled: bool, pays: bool
+    config: RunConfig, model: PreTrainedModel, *, compiled: bool, pays: bool, obstacle: str = ""
 ) -> tuple[bool, str]:
-    """Resolve `train.graphs` on a worker, with the reason; `pays` is what the plan came to."""
+    """Resolve `train.graphs` on a worker, with the reason; `pays` is what the plan came to.
+
+    `obstacle`: what is known to keep passes from being captured, besides what is found here.
+    """
     wanted = config.train.graphs
     if wanted is False or (wanted == "auto" and not pays):
         return False, "as the run or its plan says"
-    obstacle = config.graphs_obstacle or _obstacle(model, compiled=compiled)
+    obstacle = obstacle or config.graphs_obstacle or _obstacle(model, compiled=compiled)
     if obstacle and wanted is True:
         raise TrainError(f"train.graphs=true: {obstacle}", "set train.graphs=auto")
     return not obstacle, obstacle or "layers are replayed, not launched kernel by kernel"

@@ -107,13 +107,15 @@ class Bank:
     ) -> Lane:
         owners = [rows[0] for rows in groups]
         scaling = torch.tensor([owner.scaling for owner in owners]).view(-1, 1, 1)
-        slots = torch.tensor([owner.row for owner in owners])
+        slots = None
+        if not _has_all(groups):
+            slots = hold("slots", torch.tensor([owner.row for owner in owners]))
         return Lane(
             stack=owners[0].stack.number,
             start=start,
             end=start + len(seeds),
             groups=len(groups),
-            slots=None if _has_all(groups) else hold("slots", slots),
+            slots=slots,
             scaling=hold("scaling", scaling),
             dropout=_chances([owner for rows in groups for owner in rows], seeds, hold),
         )

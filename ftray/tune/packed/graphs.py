@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 
 from ftray.config.run import RunConfig
 from ftray.data.batching.collation import Batch
-from ftray.errors import TrainError
 from ftray.model.shape import ModelShape
 from ftray.train.capture import Captures, CudaRecorder, Hold, Recorder, is_captured
 from ftray.train.launches import joint_launch_seconds, product_seconds
 from ftray.tune.packed.bank import Bank
+from ftray.tune.packed.memory import joint_obstacle
 from ftray.tune.packed.stack import Adapter
 
 
@@ -41,12 +41,10 @@ class JointGraphs:
 
         Padded or not, they come in micro-batches of at most so many tokens.
         """
-        length, train = self._config.data.max_length, self._config.train
-        if not lengths or max(lengths) > length or train.graphs is False:
+        length = self._config.data.max_length
+        if not lengths or max(lengths) > length:
             return None
-        if train.graphs == "auto" and not self._pays(lengths, most_tokens):
-            return None
-        return length
+        return length if self.is_wanted or self._pays(lengths, most_tokens) else None
 
     def _pays(self, lengths: Sequence[int], most_tokens: int) -> bool:
         if self._shape is None:
@@ -95,23 +93,15 @@ def cuda_graphs(
     compiled: bool,
 ) -> tuple[JointGraphs | None, str]:
     """Return what records on the model's GPU, with the reason; None: nothing is to be recorded."""
-    twice = config.train.activation_checkpointing == "layer"
-    if twice and config.train.graphs == "auto":  # checkpoints ask for the state of generators
-        return None, "layers are computed twice"
-    if twice and config.train.graphs:
-        raise TrainError(
-            "train.graphs=true: packed trials cannot be captured where layers are computed twice",
-            "set train.graphs=auto, or train.activation_checkpointing=none",
-        )
-    captured, why = is_captured(config, model, compiled=compiled, pays=True)
-    if captured and config.train.graphs == "auto":
-        why = "joint micro-batches are replayed where launches outlast products"
+    obstacle = joint_obstacle(config)
+    captured, why = is_captured(config, model, compiled=compiled, pays=True, obstacle=obstacle)
+    if not captured:
+        return None, why
     # a recorder for each set of trials: memory that was let go cannot be recorded into again
-    return (
-        JointGraphs(model, bank, config, shape, lambda: CudaRecorder(model.device))
-        if captured
-        else None
-    ), why
+    graphs = JointGraphs(model, bank, config, shape, lambda: CudaRecorder(model.device))
+    if graphs.is_wanted:
+        return graphs, why
+    return graphs, "joint micro-batches are replayed where launches outlast products"
 
 
 def _pull(states: Tensor, of_states: Tensor) -> None:

@@ -40,13 +40,20 @@ def graph_bytes(config: RunConfig, shape: ModelShape, worker: Worker, tokens: in
     They take each other's place: it is the activations of the largest one that is replayed.
     """
     train, length = config.train, config.data.max_length
-    if worker.device == "cpu" or train.graphs is False or config.graphs_obstacle:
+    if worker.device == "cpu" or train.graphs is False or joint_obstacle(config):
         return 0
     most = tokens // length
     if train.graphs == "auto":
         launches = joint_launch_seconds(shape)
         most = min(most, int(launches / product_seconds(config, shape, length)))
     return estimate(config, shape, worker, most).activations if most else 0
+
+
+def joint_obstacle(config: RunConfig) -> str:
+    """Which setting keeps joint micro-batches from being captured; empty if none does."""
+    if config.train.activation_checkpointing == "layer":  # checkpoints ask generators their state
+        return "layers are computed twice"
+    return config.graphs_obstacle
 
 
 def plan_capacity(
@@ -62,32 +69,26 @@ def plan_capacity(
     than a pack. Recordings of them have to go before trials have to wait. No slots: the base does
     not fit, or not with the largest trial.
     """
-    found = _fitting(base, trials, most, shape, worker)
+    longest = max((trial.data.max_length for trial in trials), default=base.data.max_length)
+    largest_batch, memory = max(_MOST_TOKENS[worker.device], longest), worker.memory
+    if shape is None or memory is None:
+        return Capacity(most, largest_batch)
+    largest = max((slot_bytes(trial, shape, worker) for trial in trials), default=1)
+
+    def fitting(config: RunConfig) -> Capacity:
+        tokens = largest_batch
+        while True:
+            room = memory - host_bytes(config, shape, worker, tokens)
+            slots = min(most, max(0, room // largest))
+            if slots == most or tokens == longest:
+                return Capacity(slots, tokens, memory)
+            tokens = max(longest, tokens // 2)
+
+    found = fitting(base)
     if found.slots == most or base.train.graphs != "auto":
         return found
-    launched = override(base, {"train.graphs": False})
-    without = replace(_fitting(launched, trials, most, shape, worker), graphs=False)
+    without = replace(fitting(override(base, {"train.graphs": False})), graphs=False)
     return without if without.slots > found.slots else found
-
-
-def _fitting(
-    base: RunConfig,
-    trials: Sequence[RunConfig],
-    most: int,
-    shape: ModelShape | None,
-    worker: Worker,
-) -> Capacity:
-    longest = max((trial.data.max_length for trial in trials), default=base.data.max_length)
-    tokens = max(_MOST_TOKENS[worker.device], longest)
-    if shape is None or worker.memory is None:
-        return Capacity(most, tokens)
-    largest = max((slot_bytes(trial, shape, worker) for trial in trials), default=1)
-    while True:
-        room = worker.memory - host_bytes(base, shape, worker, tokens)
-        slots = min(most, max(0, room // largest))
-        if slots == most or tokens == longest:
-            return Capacity(slots, tokens, worker.memory)
-        tokens = max(longest, tokens // 2)
 
 
 def padded(rank: int) -> int:

@@ -99,30 +99,23 @@ class Passes:
         labels = torch.tensor([max(1, count.label_tokens) for count in counts])  # [works]
         shares = (1 / labels).to(self._device)
         while True:
-            length = self._row_length(works)
-            batches = self._batches(works, too_large, length)
+            rows = _rows(works, too_large)
+            length = self._row_length(rows)
+            batches = self._batches(rows, works, length)
             found = self._run(table, batches, works, shares, length)
             if isinstance(found, Tensor):
                 return Sums((found.cpu() / labels).tolist(), counts, too_large)
             self._make_room(found, too_large)
 
-    def _row_length(self, works: Sequence[Work]) -> int | None:
+    def _row_length(self, rows: Sequence[Row]) -> int | None:
         """What rows are padded to, to be replayed; None: they are launched as they are."""
         if self._graphs is None or not torch.is_grad_enabled():
             return None
-        lengths = [Row.of(0, pack, 0).length for work in works for pack in work.packs]
-        return self._graphs.row_length(lengths, self.most_tokens)
+        return self._graphs.row_length([row.length for row in rows], self.most_tokens)
 
     def _batches(
-        self, works: Sequence[Work], left_out: set[int], length: int | None
+        self, rows: list[Row], works: Sequence[Work], length: int | None
     ) -> list[list[Row]]:
-        turns = max((len(work.packs) for work in works), default=0)
-        rows = [  # trials take turns, so that they come evenly where lengths are equal
-            Row.of(number, work.packs[turn], work.seeds[turn])
-            for turn in range(turns)
-            for number, work in enumerate(works)
-            if turn < len(work.packs) and number not in left_out
-        ]
         if length is not None:
             rows = [replace(row, length=length) for row in rows]
         overhead = _OVERHEAD[self._device.type]
@@ -141,14 +134,15 @@ class Passes:
         for stack in self._bank.stacks:
             stack.gradients.zero_()
         sums = torch.zeros(len(works), dtype=torch.float64, device=self._device)
+        graphs = None if length is None else self._graphs
         for rows in batches:
             batch = lengthened(collate(table, [row.pack for row in rows]), length)
             try:
-                sums += self._pass(batch, rows, works, shares, is_replayed=length is not None)
+                sums += self._pass(batch, rows, works, shares, graphs)
             except torch.OutOfMemoryError:
                 return rows
             except TrainError as error:  # of what cannot be recorded
-                if self._graphs is None or self._graphs.is_wanted:
+                if graphs is None or graphs.is_wanted:
                     raise
                 logger.warning("%s", error.message)
                 return rows
@@ -160,8 +154,7 @@ class Passes:
         rows: list[Row],
         works: Sequence[Work],
         shares: Tensor,
-        *,
-        is_replayed: bool,
+        graphs: JointGraphs | None,
     ) -> Tensor:
         """Sum the losses; with gradients enabled also those of each work's loss · its share."""
         owners, seeds = [works[row.owner].adapter for row in rows], [row.seed for row in rows]
@@ -173,8 +166,8 @@ class Passes:
                 losses.backward(shares)
             return losses.detach().double()
 
-        if self._graphs is not None and is_replayed:
-            return self._graphs.learn(batch, owners, seeds, learn)
+        if graphs is not None:
+            return graphs.learn(batch, owners, seeds, learn)
         self._bank.route(owners, seeds)
         ids = to_device(batch.input_ids, self._device)
         return learn(decoder_states(self._model, ids, batch.position_ids))
@@ -198,6 +191,17 @@ class Passes:
         tokens = len(failed) * max(row.length for row in failed)
         self.most_tokens = min(self.most_tokens, tokens) // 2
         logger.info("out of memory: joint micro-batches of %d tokens now", self.most_tokens)
+
+
+def _rows(works: Sequence[Work], left_out: set[int]) -> list[Row]:
+    """All rows; trials take turns, so that they come evenly where lengths are equal."""
+    turns = max((len(work.packs) for work in works), default=0)
+    return [
+        Row.of(number, work.packs[turn], work.seeds[turn])
+        for turn in range(turns)
+        for number, work in enumerate(works)
+        if turn < len(work.packs) and number not in left_out
+    ]
 
 
 def _placed(rows: list[Row], works: Sequence[Work]) -> list[Row]:

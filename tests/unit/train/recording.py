@@ -32,6 +32,13 @@ class Again:
         return replay
 
 
+class Refusing(Again):
+    """Nothing can be recorded."""
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+
 class Taped(Again):
     """Records operations on tensors, and does them again on the same memory, as a CUDA graph does.
 

@@ -31,7 +31,7 @@ from ftray.train.memory import GIB, Worker
 from ftray.train.parallel import Place
 from ftray.train.step import StepResult, micro_batch, train_step
 from ftray.train.trainee import with_graphs
-from tests.unit.train.recording import Again, Taped
+from tests.unit.train.recording import Again, Refusing, Taped
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
@@ -206,12 +206,7 @@ def test_a_gradient_stays_where_graphs_add_to_it_whatever_becomes_of_it(
 
 def test_a_recording_that_fails_says_which_and_what_to_do(pair: Pair) -> None:
     _, graphed, _ = pair(LORA)
-
-    class Failing(Again):
-        def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
-
-    failing = replace(graphed, trainee=with_graphs(graphed.trainee, Failing()))
+    failing = replace(graphed, trainee=with_graphs(graphed.trainee, Refusing()))
     several = [[pack(2), pack(7)]]
     for number in range(2):
         step(failing, several, number)

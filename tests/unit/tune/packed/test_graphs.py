@@ -1,4 +1,4 @@
-"""Joint micro-batches that are recorded and replayed, by a recorder that does the work again."""
+"""Joint micro-batches that are recorded and replayed, where no GPU captures them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from ftray.tune.packed.graphs import JointGraphs, cuda_graphs
 from ftray.tune.packed.intake import Tables
 from ftray.tune.packed.trainer import PackedTrainer
 from ftray.tune.packed.trial import Trial
-from tests.unit.train.recording import Again, Taped
+from tests.unit.train.recording import Again, Refusing, Taped
 from tests.unit.train.test_plan import LLAMA_8B
 
 Change = dict[str, Any]
@@ -129,13 +129,6 @@ class Full(Again):
         if self.recorded:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super().__call__(work)
-
-
-class Refusing(Again):
-    """Nothing can be recorded."""
-
-    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
 
 @pytest.mark.parametrize("recorder", [Full, Refusing])
