@@ -1,0 +1,167 @@
+"""Thin products that share a factor become one, and the graph computes what it did."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch._inductor import config as inductor
+from torch.fx import Graph
+from torch.fx.experimental.proxy_tensor import make_fx
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ftray.config.run import LoraConfig
+from ftray.model import thin
+from ftray.model.adapter import attach
+from ftray.model.loss import LanguageModel
+
+TOKENS, WIDE, RANK = 20, 64, 4
+
+
+def products(graph: Graph) -> int:
+    return len(graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default))
+
+
+def matrices(*shapes: tuple[int, int]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def same_input(x: Tensor, *factors: Tensor) -> list[Tensor]:
+    return [x @ factor.t() for factor in factors]
+
+
+def gradients_of_factors(x: Tensor, *lows: Tensor) -> list[Tensor]:
+    return [low.t() @ x for low in lows]
+
+
+def one_sum(x: Tensor, *factors: Tensor) -> Tensor:
+    total = x.view(2, -1, WIDE)
+    for left, right in zip(factors[::2], factors[1::2], strict=True):
+        total = (left @ right).view(2, -1, WIDE) + total
+    return total * 2
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (same_input, [(RANK, WIDE), (2, WIDE), (RANK, WIDE)]),
+        (gradients_of_factors, [(TOKENS, RANK), (TOKENS, 2)]),
+        (one_sum, [(TOKENS, RANK), (RANK, WIDE), (TOKENS, 2), (2, WIDE)]),
+    ],
+)
+def test_products_with_a_common_factor_or_sum_become_one(
+    function: Callable[..., object], shapes: list[tuple[int, int]]
+) -> None:
+    inputs = matrices((TOKENS, WIDE), *shapes)
+    traced = make_fx(function, tracing_mode="fake")(*inputs)
+
+    thin.join(traced.graph)
+    traced.recompile()
+
+    assert products(traced.graph) == 1
+    torch.testing.assert_close(traced(*inputs), function(*inputs))
+
+
+def one_needs_the_other(x: Tensor, a: Tensor) -> Tensor:
+    first = x @ a  # [tokens, rank]
+    return x @ (x.t() @ first)
+
+
+def wide_ones(x: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
+    return [x @ a.t(), x @ b.t()]
+
+
+def terms_that_are_seen_elsewhere(x: Tensor, left: Tensor, right: Tensor) -> list[Tensor]:
+    first, second = left @ right, (left * 2) @ right
+    return [x + first + second, first, second]
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes", "count"),
+    [
+        (one_needs_the_other, [(WIDE, RANK)], 3),
+        (wide_ones, [(WIDE, WIDE), (WIDE, WIDE)], 2),
+        (terms_that_are_seen_elsewhere, [(TOKENS, RANK), (RANK, WIDE)], 2),
+    ],
+)
+def test_other_products_stay_as_they_are(
+    function: Callable[..., object], shapes: list[tuple[int, int]], count: int
+) -> None:
+    inputs = matrices((TOKENS, WIDE), *shapes)
+    traced = make_fx(function, tracing_mode="fake")(*inputs)
+
+    thin.join(traced.graph)
+    traced.recompile()
+
+    assert products(traced.graph) == count
+    torch.testing.assert_close(traced(*inputs), function(*inputs))
+
+
+def test_rows_of_any_number_are_joined_too() -> None:
+    inputs = matrices((TOKENS, WIDE), (RANK, WIDE), (RANK, WIDE))
+    traced = make_fx(same_input, tracing_mode="symbolic")(*inputs)
+
+    thin.join(traced.graph)
+
+    assert products(traced.graph) <= 2  # sizes that are not known may keep them apart
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of itself in many ways
+def test_a_compiled_model_has_fewer_products_and_the_same_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts: list[tuple[int, int]] = []
+    join = thin.join
+
+    def counting(graph: Graph) -> None:
+        before = products(graph)
+        join(graph)
+        if before:
+            counts.append((before, products(graph)))
+
+    monkeypatch.setattr(thin, "join", counting)
+    monkeypatch.setattr(thin._Joining, "uuid", lambda _: None)  # nothing comes from a cache
+    monkeypatch.setattr(inductor, "post_grad_custom_pre_pass", None)
+    ids = torch.randint(100, (2, 24), generator=torch.Generator().manual_seed(1))
+    positions = torch.arange(24).repeat(2, 1)
+    found = []
+    for compiled in (False, True):
+        torch.compiler.reset()
+        model = small_model()
+        model.keep("none", compiled=compiled)
+        model(ids, ids.roll(-1), positions).backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    torch.compiler.reset()
+
+    # A of queries, keys and values, A of gate and up; what becomes of each backward, and one sum:
+    # that of queries, keys and values is nobody's, since embeddings are not trained
+    assert counts == [(21, 18), (29, 25)]
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert (found[1][name] - gradient).norm() < 1e-5 * gradient.norm()
+
+
+def small_model() -> LanguageModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        base = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=100,
+                hidden_size=WIDE,
+                intermediate_size=2 * WIDE,
+                num_hidden_layers=1,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                use_cache=False,
+                initializer_range=0.1,
+            )
+        )
+    attached = attach(base, LoraConfig(rank=RANK), seed=0)
+    for name, parameter in attached.trainable.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    model = LanguageModel(base, attached.routing).train()
+    model.routing.seed_rows([7, 8])
+    return model
