@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _LOGITS_AT_ONCE = 2**26  # 256 MiB in fp32
+_IN_HALF = 2  # times as many, compiled: they and their gradient are never there in fp32
 # Each chunk reads and writes the sum of the weight's gradients: of a 1.5B model it is one GB.
 _WITH_WEIGHT = 4
 _TILE = 256  # rows: a GPU multiplies a few more as slowly as so many more
@@ -65,8 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         dtype = _compute_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            sums = _Sums(hidden, weight.to(dtype), bias, ctx.needs_input_grad[:3], how.owners)
-            sums.entropy = _compiled_entropy() if how.compiled else _entropy
+            sums = _Sums(hidden, weight.to(dtype), bias, ctx.needs_input_grad[:3], how)
             for start in range(0, len(labels), sums.rows):
                 sums.add(slice(start, start + sums.rows), labels)
         ctx.save_for_backward(*sums.gradients(hidden, weight, bias))
@@ -91,15 +91,17 @@ class _Sums:
         weight: Tensor,
         bias: Tensor | None,
         needed: Sequence[bool],
-        owners: Owners | None,
+        how: _How,
     ) -> None:
         self.hidden, self.weight, self.bias = hidden.to(weight.dtype), weight, bias
         at_once = _LOGITS_AT_ONCE * (_WITH_WEIGHT if needed[1] else 1)
+        if how.compiled and weight.dtype != torch.float32:
+            at_once *= _IN_HALF
         rows = max(1, at_once // len(weight))
         self.rows = rows - rows % _TILE if rows > _TILE else rows
-        self.entropy: Entropy = _entropy
-        shape = () if owners is None else (owners.count,)
-        self.owners = owners
+        self.entropy = _compiled_entropy() if how.compiled else _entropy
+        self.owners = how.owners
+        shape = () if how.owners is None else (how.owners.count,)
         self.loss = torch.zeros(shape, dtype=torch.float64, device=hidden.device)
         self.of_hidden = torch.zeros_like(self.hidden) if needed[0] else None
         self.of_weight = torch.zeros_like(weight, dtype=torch.float32) if needed[1] else None
@@ -168,8 +170,18 @@ def _fusible_entropy(
 
 @cache
 def _compiled_entropy() -> Entropy:
-    """Compiled once for all numbers of rows: the last chunk of a batch is shorter."""
-    return cast(Entropy, torch.compile(_fusible_entropy, dynamic=True))
+    """Compiled once for all numbers of rows: the last chunk of a batch is shorter.
+
+    The vocabulary's size is known to the compiler: it reads several numbers at a time then.
+    """
+    compiled = torch.compile(_fusible_entropy)
+
+    def entropy(logits: Tensor, labels: Tensor, *, of_logits: bool) -> tuple[Tensor, Tensor | None]:
+        for one in (logits, labels):
+            torch._dynamo.maybe_mark_dynamic(one, 0)
+        return compiled(logits, labels, of_logits=of_logits)
+
+    return entropy
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:

@@ -2,6 +2,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from ftray.config.base import apply, validated
 from ftray.config.cluster import ClusterConfig, NodesConfig
@@ -164,6 +165,9 @@ def test_what_is_saved_beside_a_step_is_held_twice_in_a_cpu_workers_memory():
 def test_the_chunk_of_logits_is_the_one_that_the_loss_holds():
     assert memory.LOGITS_AT_ONCE == entropy._LOGITS_AT_ONCE
     assert memory._WITH_HEAD == entropy._WITH_WEIGHT
+    in_half = 2 * torch.bfloat16.itemsize  # logits and their gradient
+    in_fp32 = 2 * torch.float32.itemsize + torch.bfloat16.itemsize
+    assert entropy._IN_HALF * in_half <= in_fp32  # what is planned
 
 
 def chosen(run: RunConfig, worker: Worker, shape: ModelShape | None = LLAMA_8B) -> Choice:
