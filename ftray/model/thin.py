@@ -102,7 +102,8 @@ class _Joiner:
             _take_out(_as_used(product))
 
     def _products(self) -> list[fx.Node]:
-        return list(self._graph.find_nodes(op="call_function", target=_MM))
+        found = self._graph.find_nodes(op="call_function", target=_MM)
+        return [one for one in found if all(map(_is_tensor, _nodes(one)))]
 
     def _concatenated(self, nodes: Sequence[fx.Node], dim: int) -> fx.Node:
         """Concatenate matrices; transposed ones as what they are made of."""
@@ -127,6 +128,10 @@ def _nodes(node: fx.Node) -> list[fx.Node]:
 def _value(node: fx.Node) -> Tensor:
     """What stands for a node's result: its shape and type, without memory."""
     return cast("Tensor", node.meta["val"])
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
 
 
 def _is_thin(narrow: Any, other: fx.Node) -> bool:
@@ -159,8 +164,8 @@ def _whole(total: fx.Node) -> fx.Node:
 def _is_sum(node: fx.Node) -> bool:
     """Whether it adds two tensors of one type and one known shape."""
     terms = _nodes(node)
-    if node.target != _ADD or node.kwargs or len(terms) < 2:  # a number is no term
-        return False
+    if node.target != _ADD or node.kwargs or len(terms) < 2 or not all(map(_is_tensor, terms)):
+        return False  # such as a tensor and a number
     values = [_value(one) for one in (node, *terms)]
     if not all(isinstance(size, int) for value in values for size in value.shape):
         return False

@@ -76,16 +76,16 @@ class _Way:
         return self.twice * (1 + _OVERHEAD / (self.micro * self.length))
 
 
-# By whether layers are compiled. Compiled: 8B on one H200 in one run, 16,120 tokens/s with `none`,
-# 16,013, 13,353 with `mlp`, and 12,271. Not compiled, on a core of a CPU: 6 layers of the built-in
+# By whether layers are compiled. Compiled: 8B on one H200 in one run, 16,365 tokens/s with `none`,
+# 16,219, 13,511 with `mlp`, and 12,422. Not compiled, on a core of a CPU: 6 layers of the built-in
 # model, fp32, 1,024 tokens.
 _POINTWISE = {True: 1.01, False: 1.07}
-_LAYER = {True: 1.31, False: 1.37}
+_LAYER = {True: 1.32, False: 1.37}
 _OF_SHARE = 0.88  # of an MLP's share of a layer's products, since attention is computed again too
 # A micro-batch costs about as much as so many tokens more: launches, and matrices too flat for the
 # whole GPU.
 _OVERHEAD = 512
-_OFFLOAD = 1.02  # on top of `layer`: copies share the memory's bandwidth with what they hide behind
+_OFFLOAD = 1.01  # on top of `layer` (12,361): copies share the memory with what they hide behind
 _NEARLY = 1.03
 _WORTH_IT = 0.25
 _BUSY_TOKENS = 8192  # half as many: 13 % slower for 2 GiB less, of an 8B base in 4 bits

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._inductor import config as inductor
 from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -98,13 +98,26 @@ def test_other_products_stay_as_they_are(
     torch.testing.assert_close(traced(*inputs), function(*inputs))
 
 
-def test_rows_of_any_number_are_joined_too() -> None:
-    inputs = matrices((TOKENS, WIDE), (RANK, WIDE), (RANK, WIDE))
-    traced = make_fx(same_input, tracing_mode="symbolic")(*inputs)
+class Layer(nn.Module):
+    def forward(self, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        rows = torch.arange(x.shape[0]) + x.shape[0]
+        return x @ a.t() + x.shape[0], x @ b.t(), rows
 
-    thin.join(traced.graph)
 
-    assert products(traced.graph) <= 2  # sizes that are not known may keep them apart
+@pytest.mark.filterwarnings("ignore")  # torch warns of itself
+def test_the_number_of_rows_need_not_be_known() -> None:
+    x, *factors = matrices((TOKENS, WIDE), (RANK, WIDE), (RANK, WIDE))
+    sizes = ({0: torch.export.Dim("rows", min=2)}, None, None)
+    traced = torch.export.export(Layer(), (x, *factors), dynamic_shapes=sizes)
+    graph = traced.run_decompositions().graph_module
+
+    assert products(graph.graph) == 2
+    thin.join(graph.graph)
+    graph.recompile()
+
+    assert products(graph.graph) == 1
+    for rows in (TOKENS, 7):
+        torch.testing.assert_close(graph(x[:rows], *factors), Layer()(x[:rows], *factors))
 
 
 @pytest.mark.full
