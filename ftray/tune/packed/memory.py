@@ -7,7 +7,7 @@ from ftray.config.base import override
 from ftray.config.run import RunConfig
 from ftray.model.shape import ModelShape
 from ftray.train.launches import joint_launch_seconds, product_seconds
-from ftray.train.memory import Worker, bytes_per_element, estimate, trainable
+from ftray.train.memory import Worker, bytes_per_element, compiles, estimate, trainable
 from ftray.tune.packed.trial import Capacity, adapter_of
 
 _FP32 = 4
@@ -40,7 +40,8 @@ def graph_bytes(config: RunConfig, shape: ModelShape, worker: Worker, tokens: in
     They take each other's place: it is the activations of the largest one that is replayed.
     """
     train, length = config.train, config.data.max_length
-    if worker.device == "cpu" or train.graphs is False or joint_obstacle(config):
+    goes = worker.device == "gpu" and train.graphs is not False
+    if not goes or joint_obstacle(config) or not compiles(train, on_gpu=True):
         return 0
     most = tokens // length
     if train.graphs == "auto":

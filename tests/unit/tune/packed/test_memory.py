@@ -52,14 +52,16 @@ def test_micro_batches_shrink_before_trials_have_to_wait(config_of):
 
 
 def test_recordings_take_memory_where_they_pay_and_go_before_trials_wait(config_of):
-    base = config_of({"data.max_length": 1024})
-    launched = config_of({"data.max_length": 1024, "train.graphs": False})
+    long = {"data.max_length": 1024, "train.max_steps": 100}
+    base, launched = config_of(long), config_of({**long, "train.graphs": False})
     held = graph_bytes(base, BUILTIN_SHAPE, GPU, 16384)
     assert held == estimate(base, BUILTIN_SHAPE, GPU, 16).activations
     assert graph_bytes(base, BUILTIN_SHAPE, replace(GPU, device="cpu"), 16384) == 0
     assert graph_bytes(launched, BUILTIN_SHAPE, GPU, 16384) == 0
     assert graph_bytes(base, LLAMA_8B, GPU, 16384) == estimate(base, LLAMA_8B, GPU, 2).activations
-    assert graph_bytes(config_of({"data.max_length": 8192}), LLAMA_8B, GPU, 16384) == 0
+    assert graph_bytes(config_of({**long, "data.max_length": 8192}), LLAMA_8B, GPU, 16384) == 0
+    short = config_of({**long, "train.max_steps": 10})  # it is not compiled, so not captured
+    assert graph_bytes(short, BUILTIN_SHAPE, GPU, 16384) == 0
     need = host_bytes(launched, BUILTIN_SHAPE, GPU, 1024) + 8 * slot_bytes(base, BUILTIN_SHAPE, GPU)
     tight = plan_capacity(base, [base], 8, BUILTIN_SHAPE, replace(GPU, memory=need))
     assert (tight.slots, tight.tokens, tight.graphs) == (8, 1024, False)
