@@ -86,8 +86,8 @@ class _Joiner:
             left, right = _nodes(product)
             total = _sum_with(_as_used(product))
             if total is not None and _is_thin(_value(left).shape[1], right):
-                sums[_whole(total)].append(product)
-        for total, products in sums.items():
+                sums[_whole(total), _value(product).shape].append(product)
+        for (total, _), products in sums.items():
             if len(products) > 1:
                 self._join_terms(total, products)
 
@@ -107,7 +107,7 @@ class _Joiner:
 
     def _concatenated(self, nodes: Sequence[fx.Node], dim: int) -> fx.Node:
         """Concatenate matrices; transposed ones as what they are made of."""
-        if all(node.target == _PERMUTE for node in nodes):
+        if all(node.target == _PERMUTE and node.args[1] == [1, 0] for node in nodes):
             plain = self._concatenated([_nodes(node)[0] for node in nodes], 1 - dim)
             return self._call(_PERMUTE, plain, [1, 0])
         key = (dim, tuple(nodes))
@@ -149,9 +149,10 @@ def _as_used(product: fx.Node) -> fx.Node:
 
 
 def _sum_with(term: fx.Node) -> fx.Node | None:
-    """The sum that is all that uses a term."""
+    """The sum that is all that uses a term, and uses it once."""
     users = list(term.users)
-    return users[0] if len(users) == 1 and _is_sum(users[0]) else None
+    is_one = len(users) == 1 and _is_sum(users[0]) and _nodes(users[0]).count(term) == 1
+    return users[0] if is_one else None
 
 
 def _whole(total: fx.Node) -> fx.Node:

@@ -77,15 +77,27 @@ def terms_that_are_seen_elsewhere(x: Tensor, left: Tensor, right: Tensor) -> lis
     return [x + first + second, first, second]
 
 
+def a_sum_that_counts_twice(x: Tensor, *factors: Tensor) -> Tensor:
+    half = x + factors[0] @ factors[1] + factors[2] @ factors[3]
+    return half + half
+
+
+def terms_of_other_shapes(x: Tensor, *factors: Tensor) -> Tensor:
+    terms = [left @ right for left, right in zip(factors[::2], factors[1::2], strict=True)]
+    return x.flatten() + terms[0].flatten() + terms[1].flatten()
+
+
 @pytest.mark.parametrize(
     ("function", "shapes", "count"),
     [
+        (a_sum_that_counts_twice, [(TOKENS, 2), (2, WIDE), (TOKENS, RANK), (RANK, WIDE)], 1),
+        (terms_of_other_shapes, [(TOKENS, 2), (2, WIDE), (2 * TOKENS, 2), (2, WIDE // 2)], 2),
         (one_needs_the_other, [(WIDE, RANK)], 3),
         (wide_ones, [(WIDE, WIDE), (WIDE, WIDE)], 2),
         (terms_that_are_seen_elsewhere, [(TOKENS, RANK), (RANK, WIDE)], 2),
     ],
 )
-def test_other_products_stay_as_they_are(
+def test_only_what_can_be_joined_is(
     function: Callable[..., object], shapes: list[tuple[int, int]], count: int
 ) -> None:
     inputs = matrices((TOKENS, WIDE), *shapes)
