@@ -177,6 +177,8 @@ def _compiled_entropy() -> Entropy:
     compiled = torch.compile(_fusible_entropy)
 
     def entropy(logits: Tensor, labels: Tensor, *, of_logits: bool) -> tuple[Tensor, Tensor | None]:
+        if len(logits) == 1:  # which the compiler takes for another kind of size
+            return _fusible_entropy(logits, labels, of_logits=of_logits)
         for one in (logits, labels):
             torch._dynamo.maybe_mark_dynamic(one, 0)
         return compiled(logits, labels, of_logits=of_logits)

@@ -17,7 +17,7 @@ from ftray.model.base import decoder, decoder_layers, output_layer
 from ftray.model.entropy import Owners, linear_cross_entropy
 from ftray.model.lora import Routing
 from ftray.model.offload import HostStates
-from ftray.model.thin import join_thin_products
+from ftray.model.thin import JOINED
 from ftray.model.transfer import to_device
 
 IGNORED = -100
@@ -42,9 +42,8 @@ class LanguageModel(nn.Module):
             self._host = HostStates(self.routing.row_seeds.device)
         self.is_compiled = compiled
         if compiled:
-            join_thin_products()
             for layer in self.layers:
-                layer.compile()
+                layer.compile(options=JOINED)
 
     @property
     def layers(self) -> list[nn.Module]:

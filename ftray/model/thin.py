@@ -4,6 +4,7 @@ Layers with the same input (queries, keys and values; gate and up) each multiply
 `rank` rows. A GPU takes about as long for one of them as for all: it reads the input for each, and
 most of it has nothing to do. So it is with the gradients of these A, and with what adapters add to
 their input's gradient: the sum of all Lᵢ·Aᵢ is one product, and one term of a sum, not several.
+With dropout each layer has an input of its own, and nothing is joined.
 """
 
 from collections import defaultdict
@@ -13,27 +14,29 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
-from torch._inductor import config as inductor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 _ATEN = torch.ops.aten
 _MM, _ADD, _PERMUTE = _ATEN.mm.default, _ATEN.add.Tensor, _ATEN.permute.default
+_CONTIGUOUS = _ATEN.clone.default
 _VIEWS = (_ATEN.reshape.default, _ATEN.view.default)
 _THIN = 16  # times narrower than what it multiplies: what is not is worth a product of its own
 
 
-def join_thin_products() -> None:
-    """Have it done in all that this process compiles from now on."""
-    inductor.post_grad_custom_pre_pass = _Joining()
+class Joining(CustomGraphPass):
+    """What the compiler has to do with a graph before it makes kernels of it."""
 
-
-class _Joining(CustomGraphPass):
     def __call__(self, graph: fx.Graph) -> None:
+        """Join what can be."""
         join(graph)
 
     def uuid(self) -> Any:
         """What the compiler's cache knows this by: its source."""
         return get_hash_for_files((__file__,))
+
+
+# for `Module.compile`; always the same, else layers of one kind are compiled anew
+JOINED: dict[str, Any] = {"post_grad_custom_pre_pass": Joining()}
 
 
 def join(graph: fx.Graph) -> None:
@@ -44,6 +47,7 @@ def join(graph: fx.Graph) -> None:
     """
     joiner = _Joiner(graph)
     joiner.join_sums()
+    graph.eliminate_dead_code()
     joiner.join_sharing(0)
     joiner.join_sharing(1)
     _sort(graph)
@@ -64,18 +68,20 @@ class _Joiner:
             factors = _nodes(product)
             if _is_thin(_value(factors[own]).shape[own], factors[shared]):
                 groups[factors[shared]].append(product)
-        for factor, products in groups.items():
+        for products in groups.values():
             if len(products) > 1 and not _need_one_another(products):
-                self._join_factors(factor, products, own)
+                self._join_factors(products, own)
 
-    def _join_factors(self, factor: fx.Node, products: Sequence[fx.Node], own: int) -> None:
+    def _join_factors(self, products: Sequence[fx.Node], own: int) -> None:
         with self._graph.inserting_before(products[0]):
-            joined = self._concatenated([_nodes(product)[own] for product in products], own)
-            whole = self._call(_MM, *((factor, joined) if own == 1 else (joined, factor)))
-            start = 0
+            factors = _nodes(products[0])
+            factors[own] = self._concatenated([_nodes(product)[own] for product in products], own)
+            joined, start = self._call(_MM, *factors), 0
             for product in products:
                 end = start + _value(product).shape[own]
-                part = self._call(_ATEN.slice.Tensor, whole, own, start, end)
+                part = self._call(_ATEN.slice.Tensor, joined, own, start, end)
+                if any(user.op == "output" for user in product.users):  # whose strides are known
+                    part = self._call(_CONTIGUOUS, part)
                 product.replace_all_uses_with(part)
                 start = end
 
@@ -86,7 +92,7 @@ class _Joiner:
             left, right = _nodes(product)
             total = _sum_with(_as_used(product))
             if total is not None and _is_thin(_value(left).shape[1], right):
-                sums[_whole(total), _value(product).shape].append(product)
+                sums[_outermost(total), _value(product).shape].append(product)
         for (total, _), products in sums.items():
             if len(products) > 1:
                 self._join_terms(total, products)
@@ -96,8 +102,8 @@ class _Joiner:
             lefts, rights = zip(*map(_nodes, products), strict=True)
             joined = self._call(_MM, self._concatenated(lefts, 1), self._concatenated(rights, 0))
             term = self._call(_ATEN.reshape.default, joined, list(_value(total).shape))
-            whole = self._call(_ADD, total, term)
-        total.replace_all_uses_with(whole, delete_user_cb=lambda user: user is not whole)
+            new = self._call(_ADD, total, term)
+        total.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         for product in products:
             _take_out(_as_used(product))
 
@@ -155,7 +161,7 @@ def _sum_with(term: fx.Node) -> fx.Node | None:
     return users[0] if is_one else None
 
 
-def _whole(total: fx.Node) -> fx.Node:
+def _outermost(total: fx.Node) -> fx.Node:
     """The sum that a sum is a part of, and of nothing else."""
     while (larger := _sum_with(total)) is not None:
         total = larger
