@@ -7,12 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 from torch.fx.experimental.proxy_tensor import make_fx
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from ftray.config.run import LoraConfig
 from ftray.model import thin
-from ftray.model.adapter import attach
-from ftray.model.loss import LanguageModel
+from tests.unit.model.test_activations import language_model, learned
 
 TOKENS, WIDE, RANK = 20, 64, 4
 
@@ -145,45 +143,19 @@ def test_a_compiled_model_has_fewer_products_and_the_same_gradients(
 
     monkeypatch.setattr(thin.Joining, "__call__", counting)
     monkeypatch.setattr(thin.Joining, "uuid", lambda _: None)  # nothing comes from a cache
-    ids = torch.randint(100, (2, 24), generator=torch.Generator().manual_seed(1))
-    positions = torch.arange(24).repeat(2, 1)
+    adapter = LoraConfig(rank=RANK, alpha=RANK)  # times 1, products are kept as they come
     found = []
     for compiled in (False, True):
         torch.compiler.reset()
-        model = small_model()
+        model = language_model(adapter, 1)
         model.keep("none", compiled=compiled)
-        model(ids, ids.roll(-1), positions).backward()
-        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        found.append(learned(model))
     torch.compiler.reset()
 
     # A of queries, keys and values, A of gate and up; what becomes of each backward, and one sum:
     # that of queries, keys and values is nobody's, since embeddings are not trained
     assert counts == [(21, 18), (29, 25)]
-    assert found[0].keys() == found[1].keys()
-    for name, gradient in found[0].items():
-        assert (found[1][name] - gradient).norm() < 1e-5 * gradient.norm()
-
-
-def small_model() -> LanguageModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        base = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=100,
-                hidden_size=WIDE,
-                intermediate_size=2 * WIDE,
-                num_hidden_layers=1,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                use_cache=False,
-                initializer_range=0.1,
-            )
-        )
-    # with a factor of 1 products are kept for the backward pass as they come
-    attached = attach(base, LoraConfig(rank=RANK, alpha=RANK), seed=0)
-    for name, parameter in attached.trainable.items():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
-    model = LanguageModel(base, attached.routing).train()
-    model.routing.seed_rows([7, 8])
-    return model
+    (expected, plain), (loss, gradients) = found
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for ours, theirs in zip(gradients, plain, strict=True):
+        assert (ours - theirs).norm() < 1e-5 * theirs.norm()
